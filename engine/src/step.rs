@@ -1,0 +1,84 @@
+//! What a step asks of a backend: plain data that can be logged, replayed, or sent to another process.
+
+use serde::{Deserialize, Serialize};
+
+/// A token's index in the vocabulary.
+pub type TokenId = u32;
+
+/// A sequence: one choice of one request. Never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct SeqId(pub u64);
+
+/// A physical KV block.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct BlockId(pub u32);
+
+/// Which of a row's new tokens yield logits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Want {
+    /// None: a prompt chunk that is not the last.
+    Nothing,
+    /// The last: the next token is sampled from them.
+    Last,
+    /// All: prompt log-probabilities were asked for.
+    All,
+}
+
+/// One sequence's share of a step: `count` new tokens at `position ..`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// Whose tokens they are.
+    pub seq: SeqId,
+    /// Where they start in [`Step::tokens`].
+    pub first: u32,
+    /// How many they are; at least one.
+    pub count: u32,
+    /// The position of the first one in its sequence: so many tokens are in the KV cache already.
+    pub position: u32,
+    /// Where the sequence's block table starts in [`Step::blocks`].
+    pub first_block: u32,
+    /// Blocks in the table; they hold `position + count` tokens.
+    pub blocks: u32,
+    /// Which tokens yield logits.
+    pub want: Want,
+}
+
+/// One iteration's work. The vectors are reused from step to step, so planning a step allocates nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Step {
+    /// New tokens, row after row.
+    pub tokens: Vec<TokenId>,
+    /// Block tables, row after row.
+    pub blocks: Vec<BlockId>,
+    /// The rows; no sequence has two.
+    pub rows: Vec<Row>,
+}
+
+impl Step {
+    /// Forgets the rows and keeps the memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.blocks.clear();
+        self.rows.clear();
+    }
+
+    /// A row's new tokens.
+    pub fn tokens_of(&self, row: &Row) -> &[TokenId] {
+        &self.tokens[row.first as usize..][..row.count as usize]
+    }
+
+    /// A row's block table.
+    pub fn blocks_of(&self, row: &Row) -> &[BlockId] {
+        &self.blocks[row.first_block as usize..][..row.blocks as usize]
+    }
+
+    /// Rows of logits that the step yields, in the order of the rows and of the tokens within a row.
+    pub fn logit_rows(&self) -> usize {
+        let of = |row: &Row| match row.want {
+            Want::Nothing => 0,
+            Want::Last => 1,
+            Want::All => row.count as usize,
+        };
+        self.rows.iter().map(of).sum()
+    }
+}

@@ -1,0 +1,1 @@
+//! What each fused op means, in primitives.

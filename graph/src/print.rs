@@ -1,0 +1,1 @@
+//! Prints a graph in the manner of HLO text.
