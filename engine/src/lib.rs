@@ -2,10 +2,12 @@
 //! token ids out; it knows no text and no HTTP.
 #![forbid(unsafe_code)]
 
+mod observe;
 mod request;
 mod runner;
 mod step;
 
+pub use observe::{Observer, RequestStats, StepStats};
 pub use request::{
     Event, FinishReason, Logprob, Request, RequestError, SamplingParams, SubmitError, TokenLogprobs,
 };
