@@ -1,1 +1,14 @@
-//! Placeholder.
+//! Checkpoints, tokenizers, chat templates, and the decoder graph.
+//!
+//! `Checkpoint::open` maps a Hugging Face directory or a GGUF file and reads it into one validated
+//! [`Config`] and weights under canonical names ; [`decoder`] turns the configuration and a step's
+//! shape into a graph. This crate knows no request and no backend.
+#![deny(unsafe_code)]
+
+mod config;
+mod decoder;
+mod error;
+
+pub use config::{Config, Layer, Mlp, QkNorm, Rope, RopeScaling};
+pub use decoder::{StepShape, decoder};
+pub use error::ModelError;
