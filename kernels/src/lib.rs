@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Runs graphs on the CPU.
+//!
+//! `Executor` holds what lives between steps: packed weights (`Weights`), KV caches, one arena. It turns a
+//! graph into a `Plan` (every value gets its place in the arena by liveness, row-wise ops are fused into
+//! phases, indices to check are noted) and runs plans without allocating. The arithmetic lies in the kernels:
+//! matrices in their packed formats, paged attention, and the row-wise ops.
+//!
+//! The rule every kernel keeps: an output element is reduced in one order that depends on the sizes of the
+//! model alone. So a token's bits do not depend on what else is in the batch, how a prompt was chunked, or how
+//! many threads ran.
+
+pub mod attention;
+pub mod dequant;
+mod exec;
+mod ops;
+pub mod kv;
+pub mod quantise;
+

@@ -1,0 +1,3 @@
+//! Plans graphs and runs plans.
+
+pub(crate) mod view;
