@@ -202,14 +202,15 @@ fn q6_k(x: &[f32; 256], block: &mut [u8; 210]) {
     let d = ceil_f16(steps.iter().copied().fold(0.0, f32::max) / 127.0).to_f32();
     let scales: Vec<u8> = steps.iter().map(|step| ceil_multiple(*step, d, 127)).collect();
     let q = |i: usize| (nearest(x[i], d * f32::from(scales[i / 16]), -32, 31) + 32) as u8;
-    for byte in 0..128 {
+    let (nibbles, rest) = block.split_at_mut(128);
+    for (byte, out) in nibbles.iter_mut().enumerate() {
         let low = byte / 64 * 128 + byte % 64;
-        block[byte] = (q(low) & 15) | ((q(low + 64) & 15) << 4);
+        *out = (q(low) & 15) | ((q(low + 64) & 15) << 4);
     }
-    for byte in 0..32 * 2 {
+    for (byte, out) in rest[..64].iter_mut().enumerate() {
         let first = byte / 32 * 128 + byte % 32;
-        block[128 + byte] = (0..4).fold(0, |bits, run| bits | (q(first + 32 * run) >> 4 << (2 * run)));
+        *out = (0..4).fold(0, |bits, run| bits | (q(first + 32 * run) >> 4 << (2 * run)));
     }
-    block[192..208].copy_from_slice(&scales);
-    block[208..].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    rest[64..80].copy_from_slice(&scales);
+    rest[80..].copy_from_slice(&f16::from_f32(d).to_le_bytes());
 }
