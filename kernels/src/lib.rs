@@ -11,8 +11,11 @@
 
 pub mod attention;
 pub mod dequant;
+pub mod eval;
 mod exec;
 mod ops;
 pub mod kv;
 pub mod quantise;
-
+pub mod cpu;
+pub mod matrix;
+pub mod pool;

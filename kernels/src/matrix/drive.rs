@@ -1,0 +1,321 @@
+//! The loops of a product: blocks of tokens, groups of rows, panels of columns, tiles.
+//!
+//! For a few tokens the innermost kernel reads packed codes where they are, since each is used a few times only. For more,
+//! codes of a few groups and some hundred columns are first unpacked into a panel that stays in the first-level
+//! cache while all tokens of a block pass by; the activations of a block stay in the second level.
+
+use std::ops::Range;
+
+use millrace_graph::Activation;
+
+use super::format::LANES;
+use super::{Matrix, Precision, TILE, gate, scalar};
+use crate::cpu::{self, Isa};
+
+/// Tokens whose partial sums are held at once.
+const TOKENS: usize = 128;
+/// From this many tokens on, unpacking a panel pays.
+const PANEL_FROM: usize = 12;
+/// Bytes of a panel: most of a first-level cache, beside a tile of activations.
+const PANEL: usize = 20 << 10;
+/// The most groups that a kernel takes at a time.
+const GROUPS: usize = 3;
+/// Elements of a tile's partial sums.
+const SUMS: usize = GROUPS * TILE * LANES;
+
+/// What an innermost kernel works on: some groups by the tokens of one tile, over a run of blocks.
+pub(super) struct Tile {
+    /// The first group's first block, as packed or in a panel.
+    pub(super) weights: *const u8,
+    /// Bytes from a group to the next.
+    pub(super) stride: usize,
+    pub(super) groups: usize,
+    pub(super) blocks: usize,
+    /// The tile's first block.
+    pub(super) acts: *const u8,
+    pub(super) tokens: usize,
+    /// Sums to add to: `[group][TILE][LANES]`, on a cache line.
+    pub(super) sums: *mut f32,
+}
+
+/// Adds a tile's products to its sums.
+///
+/// # Safety
+/// All pointers are valid for what the numbers say, and the processor has the kernel's instruction set.
+pub(super) type TileFn = unsafe fn(&Tile);
+
+/// The kernels of one format, precision and instruction set. At least one of the two ways exists.
+pub(super) struct Kernel {
+    pub(super) direct: Option<Direct>,
+    pub(super) panel: Option<Panel>,
+}
+
+/// Works on packed codes.
+pub(super) struct Direct {
+    pub(super) tile: TileFn,
+    /// Groups at a time, for one token and for more.
+    pub(super) groups: [usize; 2],
+}
+
+/// Unpacks, and works on the panel.
+pub(super) struct Panel {
+    /// Unpacks a run of blocks of a group.
+    ///
+    /// # Safety
+    /// The group holds those blocks, the panel has `block_bytes` for each, and the processor has the kernel's
+    /// instruction set.
+    pub(super) unpack: unsafe fn(group: *const u8, blocks: Range<usize>, panel: *mut u8),
+    pub(super) tile: TileFn,
+    pub(super) block_bytes: usize,
+    pub(super) groups: usize,
+}
+
+impl Kernel {
+    fn of(isa: Isa, w: &Operand<'_>) -> Kernel {
+        match isa {
+            Isa::Scalar => scalar::kernel(w.matrix.dtype, w.precision),
+            Isa::Avx2 => scalar::kernel(w.matrix.dtype, w.precision),
+        }
+    }
+
+    fn groups(&self, tokens: usize) -> usize {
+        match (&self.direct, &self.panel) {
+            (Some(direct), panel) if tokens < PANEL_FROM || panel.is_none() => {
+                direct.groups[usize::from(tokens > 1)]
+            }
+            (_, Some(panel)) => panel.groups,
+            _ => unreachable!("a kernel works in one way at least"),
+        }
+    }
+}
+
+/// One side of a product: a part of a matrix, and the prepared activations it is multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
+    /// The weights.
+    pub matrix: &'a Matrix,
+    /// Which part of them.
+    pub part: usize,
+    /// How to multiply.
+    pub precision: Precision,
+    /// Activations of the matrix's columns, prepared in the form that [`Matrix::activations`] names for the
+    /// precision.
+    pub acts: *const u8,
+}
+
+/// Where results go: row `n` of token `t` to `data[t * stride + n]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Output {
+    /// The first token's first element.
+    pub data: *mut f32,
+    /// Elements from a token to the next.
+    pub stride: usize,
+    /// How many of the prepared tokens to multiply.
+    pub tokens: usize,
+    /// Whether results are added to what is there (a bias, a residual) instead of stored.
+    pub add: bool,
+}
+
+/// A worker's working memory, of one size for all products: make one for each worker, once.
+#[derive(Debug)]
+pub struct Scratch(Box<Space>);
+
+#[derive(Debug)]
+#[repr(align(64))]
+struct Space {
+    panel: [u8; PANEL],
+    sums: [[f32; SUMS * TOKENS / TILE]; 2],
+}
+
+impl Scratch {
+    /// Working memory for one worker.
+    pub fn new() -> Scratch {
+        Scratch(Box::new(Space { panel: [0; PANEL], sums: [[0.0; SUMS * TOKENS / TILE]; 2] }))
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch::new()
+    }
+}
+
+/// `x · wᵀ` for the rows of `groups` ([`Matrix::groups`]) and the first `out.tokens` prepared tokens. Workers
+/// share a product out by groups.
+///
+/// # Safety
+/// - `w.acts` holds that many prepared tokens of the matrix's columns, in the form [`Matrix::activations`] names.
+/// - `out` is valid for writes (and reads, to add) of the rows of `groups` of each token, and nobody else
+///   accesses them meanwhile.
+///
+/// # Panics
+/// Where `w.part` or `groups` is out of range.
+pub unsafe fn multiply(w: &Operand<'_>, out: &Output, groups: Range<usize>, scratch: &mut Scratch) {
+    // SAFETY: the caller's promise, and the instruction set is this processor's.
+    unsafe { multiply_with(cpu::isa(), w, out, groups, scratch) }
+}
+
+/// [`multiply`] on a given instruction set.
+pub(super) unsafe fn multiply_with(
+    isa: Isa,
+    w: &Operand<'_>,
+    out: &Output,
+    groups: Range<usize>,
+    scratch: &mut Scratch,
+) {
+    let kernel = Kernel::of(isa, w);
+    let step = kernel.groups(out.tokens);
+    let Space { panel, sums: [sums, _] } = &mut *scratch.0;
+    for_blocks(out.tokens, groups, step, |tokens, groups| {
+        // SAFETY: the caller's promise; the scratch holds a panel and the sums of a block of tokens.
+        unsafe {
+            accumulate(&kernel, w, tokens.clone(), groups.clone(), panel, sums);
+            store(w.matrix, sums, tokens, groups, out);
+        }
+    });
+}
+
+/// `act(x · gateᵀ) ⊙ (x · upᵀ)` for the rows of `groups`, in one pass. The two matrices have the same numbers of rows and
+/// columns but may differ in format; where they want the same form of activations, `acts` may be the same.
+///
+/// # Safety
+/// As [`multiply`], for both operands.
+///
+/// # Panics
+/// As [`multiply`]; and where the shapes differ.
+pub unsafe fn multiply_gated(
+    gate: &Operand<'_>,
+    up: &Operand<'_>,
+    act: Activation,
+    out: &Output,
+    groups: Range<usize>,
+    scratch: &mut Scratch,
+) {
+    // SAFETY: the caller's promise, and the instruction set is this processor's.
+    unsafe { multiply_gated_with(cpu::isa(), gate, up, act, out, groups, scratch) }
+}
+
+/// [`multiply_gated`] on a given instruction set.
+pub(super) unsafe fn multiply_gated_with(
+    isa: Isa,
+    gate: &Operand<'_>,
+    up: &Operand<'_>,
+    act: Activation,
+    out: &Output,
+    groups: Range<usize>,
+    scratch: &mut Scratch,
+) {
+    let (m, n) = (gate.matrix, up.matrix);
+    assert_eq!((m.rows, m.cols), (n.rows, n.cols), "gate and up have one shape");
+    let gate_kernel = Kernel::of(isa, gate);
+    let up_kernel = Kernel::of(isa, up);
+    let step = gate_kernel.groups(out.tokens).min(up_kernel.groups(out.tokens));
+    let Space { panel, sums: [gates, ups] } = &mut *scratch.0;
+    for_blocks(out.tokens, groups, step, |tokens, groups| {
+        // SAFETY: the caller's promise; the scratch holds a panel and the sums of a block of tokens.
+        unsafe {
+            accumulate(&gate_kernel, gate, tokens.clone(), groups.clone(), panel, gates);
+            accumulate(&up_kernel, up, tokens.clone(), groups.clone(), panel, ups);
+            let count = groups.len() * TILE * LANES * tokens.len().div_ceil(TILE);
+            gate::gate(act, &mut gates[..count], &ups[..count]);
+            store(m, gates, tokens, groups, out);
+        }
+    });
+}
+
+/// Calls `f` for each block of tokens and, within, each run of up to `step` groups.
+fn for_blocks(
+    tokens: usize,
+    groups: Range<usize>,
+    step: usize,
+    mut f: impl FnMut(Range<usize>, Range<usize>),
+) {
+    for first in (0..tokens).step_by(TOKENS) {
+        for group in groups.clone().step_by(step) {
+            f(first..(first + TOKENS).min(tokens), group..(group + step).min(groups.end));
+        }
+    }
+}
+
+/// The products of some groups with a block of tokens, as `[tile][group][TILE][LANES]` sums.
+///
+/// # Safety
+/// As [`multiply`], but for the output.
+unsafe fn accumulate(
+    kernel: &Kernel,
+    w: &Operand<'_>,
+    tokens: Range<usize>,
+    groups: Range<usize>,
+    panel: &mut [u8; PANEL],
+    sums: &mut [f32],
+) {
+    let matrix = w.matrix;
+    let (blocks, count) = (matrix.blocks(), groups.len());
+    let record = matrix.activations(w.precision).record();
+    let tile_sums = count * TILE * LANES;
+    sums[..tile_sums * tokens.len().div_ceil(TILE)].fill(0.0);
+    let sums = sums.as_mut_ptr();
+    let packed = matrix.group(w.part, groups.start);
+    assert!(groups.end <= matrix.groups(), "groups {groups:?} of {}", matrix.groups());
+    let tiles = |run: Range<usize>, weights: *const u8, stride: usize, f: TileFn| {
+        for (i, first) in tokens.clone().step_by(TILE).enumerate() {
+            // SAFETY: the tile and its sums lie within what the caller promises and the slice above.
+            unsafe {
+                f(&Tile {
+                    weights,
+                    stride,
+                    groups: count,
+                    blocks: run.len(),
+                    acts: w.acts.add((first / TILE * blocks + run.start) * record),
+                    tokens: TILE.min(tokens.end - first),
+                    sums: sums.add(i * tile_sums),
+                });
+            }
+        }
+    };
+    match (&kernel.direct, &kernel.panel) {
+        (Some(direct), panel) if tokens.end < PANEL_FROM || panel.is_none() => {
+            tiles(0..blocks, packed, matrix.group_bytes, direct.tile);
+        }
+        (_, Some(p)) => {
+            let columns = PANEL / (p.block_bytes * p.groups);
+            for start in (0..blocks).step_by(columns) {
+                let run = start..(start + columns).min(blocks);
+                let stride = run.len() * p.block_bytes;
+                for i in 0..count {
+                    // SAFETY: the group is one of the matrix's, and the panel has room for `columns` blocks of
+                    // `p.groups` groups.
+                    unsafe {
+                        let group = packed.add(i * matrix.group_bytes);
+                        (p.unpack)(group, run.clone(), panel.as_mut_ptr().add(i * stride));
+                    }
+                }
+                tiles(run, panel.as_ptr(), stride, p.tile);
+            }
+        }
+        _ => unreachable!("a kernel works in one way at least"),
+    }
+}
+
+/// Moves sums to their place, the padding rows of a last group excepted.
+///
+/// # Safety
+/// `out` is valid for these rows of these tokens.
+unsafe fn store(matrix: &Matrix, sums: &[f32], tokens: Range<usize>, groups: Range<usize>, out: &Output) {
+    for (i, token) in tokens.enumerate() {
+        for (j, group) in groups.clone().enumerate() {
+            let at = ((i / TILE * groups.len() + j) * TILE + i % TILE) * LANES;
+            let sums = &sums[at..at + LANES];
+            let row = group * LANES;
+            // SAFETY: the caller's promise.
+            let place = unsafe { out.data.add(token * out.stride + row) };
+            for (lane, sum) in sums.iter().enumerate().take(matrix.rows - row) {
+                // SAFETY: as above; any alignment of floats.
+                unsafe {
+                    let place = place.add(lane);
+                    *place = if out.add { *place + sum } else { *sum };
+                }
+            }
+        }
+    }
+}
