@@ -2,14 +2,32 @@
 //! token ids out; it knows no text and no HTTP.
 #![forbid(unsafe_code)]
 
+mod config;
+mod engine;
+mod figures;
+mod handle;
+mod live;
 mod observe;
+mod pool;
 mod request;
 mod runner;
+mod sampler;
+mod schedule;
+mod sequence;
 mod step;
+mod validate;
 
+pub use config::{Batching, EngineConfig, StartError};
+pub use engine::start;
+pub use handle::{Handle, Load};
 pub use observe::{Observer, RequestStats, StepStats};
+pub use pool::{Key, Pool};
 pub use request::{
     Event, FinishReason, Logprob, Request, RequestError, SamplingParams, SubmitError, TokenLogprobs,
 };
 pub use runner::{KvSpec, Logits, RunError, Runner, StepLimits};
+pub use sampler::{NoCandidate, Sampled, Sampler, SamplerState};
+pub use schedule::{Limits, Plan, Scheduler};
+pub use sequence::{Place, Prompt, Sequence};
 pub use step::{BlockId, Row, SeqId, Step, TokenId, Want};
+pub use validate::{MAX_CHOICES, MAX_LOGPROBS};

@@ -41,7 +41,7 @@ pub struct StepStats<'a> {
 /// A request that ended: all of its choices have.
 #[derive(Clone, Debug)]
 pub struct RequestStats {
-    /// Why each choice ended; `None` where the client went away.
+    /// Why each choice ended; `None` where the client went away or the choice failed.
     pub finished: Vec<Option<FinishReason>>,
     /// Tokens in the prompt.
     pub prompt_tokens: usize,

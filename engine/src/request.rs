@@ -7,7 +7,7 @@ use crate::TokenId;
 /// How tokens are chosen. Validated by [`SamplingParams::validate`] before it reaches the engine thread.
 #[derive(Clone, PartialEq, Debug)]
 pub struct SamplingParams {
-    /// 0 means greedy.
+    /// 0 means greedy, and so does anything below 1e-5.
     pub temperature: f32,
     /// Only so many best tokens; `None` means all.
     pub top_k: Option<u32>,
@@ -79,15 +79,15 @@ pub struct Request {
     pub cache_salt: Option<String>,
 }
 
-/// A token and its log-probability after penalties, bias and mask, before temperature and truncation (what
-/// vLLM calls raw log-probabilities, if none of these is in use).
+/// A token and its log-probability by the model's own logits, before bias, penalties, mask, temperature and
+/// truncation: vLLM's default, `raw_logprobs`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Logprob {
     /// The token.
     pub token: TokenId,
     /// Its natural log-probability.
     pub logprob: f32,
-    /// Its rank; 1 is the most likely.
+    /// Its rank; 1 is the most likely. Equally likely tokens rank by their ids.
     pub rank: u32,
 }
 
@@ -100,7 +100,8 @@ pub struct TokenLogprobs {
     pub top: Vec<Logprob>,
 }
 
-/// What a sequence's channel carries: `Started`, then tokens, then exactly one `Finished` or `Failed`.
+/// What a sequence's channel carries: `Started`, then tokens, then exactly one `Finished` or `Failed`. Either
+/// of these two may also be all, where the sequence ended before its first token.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The prompt has been computed; comes right before the first token.

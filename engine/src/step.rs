@@ -74,11 +74,17 @@ impl Step {
 
     /// Rows of logits that the step yields, in the order of the rows and of the tokens within a row.
     pub fn logit_rows(&self) -> usize {
-        let of = |row: &Row| match row.want {
+        self.rows.iter().map(Row::logit_rows).sum()
+    }
+}
+
+impl Row {
+    /// Rows of logits that the row yields.
+    pub fn logit_rows(&self) -> usize {
+        match self.want {
             Want::Nothing => 0,
             Want::Last => 1,
-            Want::All => row.count as usize,
-        };
-        self.rows.iter().map(of).sum()
+            Want::All => self.count as usize,
+        }
     }
 }
