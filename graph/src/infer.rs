@@ -7,11 +7,14 @@ type Inferred = Result<Type, String>;
 /// The type of `op` over operands of these types. `wanted` is what the operation cannot infer: the whole type
 /// of a leaf, broadcast, reshape or conversion, and the element type alone of a dot or an embedding.
 pub(crate) fn infer(op: &Op, inputs: &[&Type], wanted: Option<&Type>) -> Inferred {
+    let ty = infer_op(op, inputs, wanted)?;
+    ensure(ty.bytes().is_some(), || format!("{ty} has no size in bytes and whole blocks"))?;
+    Ok(ty)
+}
+
+fn infer_op(op: &Op, inputs: &[&Type], wanted: Option<&Type>) -> Inferred {
     match op {
-        Op::Parameter(_) => {
-            let ty = leaf(inputs, wanted)?;
-            ty.bytes().map(|_| ty.clone()).ok_or_else(|| format!("{ty} has no size in whole blocks"))
-        }
+        Op::Parameter(_) => leaf(inputs, wanted),
         Op::Constant(literal) => {
             let ty = leaf(inputs, wanted)?;
             ensure(literal.suits(ty.dtype), || format!("a literal of another kind than {}", ty.dtype))?;
@@ -34,12 +37,14 @@ pub(crate) fn infer(op: &Op, inputs: &[&Type], wanted: Option<&Type>) -> Inferre
                     format!("dimension {i} of {x} as dimension {dim} of {ty}")
                 })?;
             }
+            plain(x)?;
+            ensure(x.dtype == ty.dtype, || format!("{x} as {ty}"))?;
             Ok(ty.clone())
         }
         Op::Reshape => {
             let ([x], Some(ty)) = (inputs, wanted) else { return arity(1, inputs) };
-            ensure(x.elements() == ty.elements(), || format!("{x} as {ty}"))?;
-            ensure(!x.dtype.is_quantised(), || format!("{x} is in a block format"))?;
+            ensure(x.elements() == ty.elements() && x.dtype == ty.dtype, || format!("{x} as {ty}"))?;
+            plain(x)?;
             Ok(ty.clone())
         }
         Op::Transpose { perm } => {
@@ -47,11 +52,12 @@ pub(crate) fn infer(op: &Op, inputs: &[&Type], wanted: Option<&Type>) -> Inferre
             let mut seen = perm.clone();
             seen.sort_unstable();
             ensure(seen.iter().copied().eq(0..x.rank()), || format!("{perm:?} does not permute {x}"))?;
-            ensure(!x.dtype.is_quantised(), || format!("{x} is in a block format"))?;
+            plain(x)?;
             Ok(Type::new(x.dtype, perm.iter().map(|dim| x.shape[*dim]).collect::<Vec<_>>()))
         }
         Op::Slice { starts, limits, strides } => {
             let [x] = inputs else { return arity(1, inputs) };
+            plain(x)?;
             let rank = x.rank();
             ensure([starts, limits, strides].iter().all(|list| list.len() == rank), || {
                 format!("{starts:?}..{limits:?} by {strides:?} of {x}")
@@ -70,7 +76,8 @@ pub(crate) fn infer(op: &Op, inputs: &[&Type], wanted: Option<&Type>) -> Inferre
         Op::Convert => {
             let ([x], Some(ty)) = (inputs, wanted) else { return arity(1, inputs) };
             ensure(x.shape == ty.shape, || format!("{x} to {ty}"))?;
-            ensure(!ty.dtype.is_quantised(), || format!("no conversion to {}", ty.dtype))?;
+            let readable = !x.dtype.is_quantised() || ty.dtype.is_float();
+            ensure(readable && !ty.dtype.is_quantised(), || format!("{x} to {ty}"))?;
             Ok(ty.clone())
         }
         Op::Unary(op) => {
@@ -89,11 +96,13 @@ pub(crate) fn infer(op: &Op, inputs: &[&Type], wanted: Option<&Type>) -> Inferre
         Op::Compare(_) => {
             let [x, y] = inputs else { return arity(2, inputs) };
             ensure(x == y, || format!("{x} with {y}"))?;
+            plain(x)?;
             Ok(Type::new(DType::Pred, x.shape.clone()))
         }
         Op::Select => {
             let [pred, x, y] = inputs else { return arity(3, inputs) };
             ensure(x == y, || format!("{x} or {y}"))?;
+            plain(x)?;
             ensure(pred.dtype == DType::Pred && pred.shape == x.shape, || format!("{pred} chooses {x}"))?;
             Ok((*x).clone())
         }
@@ -119,6 +128,7 @@ pub(crate) fn infer(op: &Op, inputs: &[&Type], wanted: Option<&Type>) -> Inferre
 fn concatenate(dim: usize, inputs: &[&Type]) -> Inferred {
     let [first, rest @ ..] = inputs else { return arity(1, inputs) };
     ensure(dim < first.rank(), || format!("dimension {dim} of {first}"))?;
+    plain(first)?;
     let mut shape = first.shape.clone();
     for x in rest {
         let mut expected = first.shape.clone();
@@ -131,7 +141,15 @@ fn concatenate(dim: usize, inputs: &[&Type]) -> Inferred {
 
 fn dot(dims: &DotDims, inputs: &[&Type], wanted: Option<&Type>) -> Inferred {
     let ([x, y], Some(wanted)) = (inputs, wanted) else { return arity(2, inputs) };
-    ensure(x.dtype == y.dtype && !x.dtype.is_quantised(), || format!("{x} with {y}"))?;
+    let kinds = |is: fn(DType) -> bool| is(x.dtype) && is(wanted.dtype);
+    let numbers = kinds(DType::is_float) || kinds(DType::is_integer);
+    ensure(x.dtype == y.dtype && numbers, || format!("{x} with {y} to {}", wanted.dtype))?;
+    for (ty, batch, contracting) in
+        [(x, &dims.lhs_batch, &dims.lhs_contracting), (y, &dims.rhs_batch, &dims.rhs_contracting)]
+    {
+        let distinct = distinct(batch.iter().chain(contracting));
+        ensure(distinct, || format!("dimensions {batch:?} and {contracting:?} of {ty}"))?;
+    }
     let pairs = |lhs: &[usize], rhs: &[usize]| -> Result<(), String> {
         ensure(lhs.len() == rhs.len(), || format!("dimensions {lhs:?} against {rhs:?}"))?;
         for (l, r) in lhs.iter().zip(rhs) {
@@ -170,9 +188,18 @@ fn gather(dims: &GatherDims, inputs: &[&Type]) -> Inferred {
     let in_range = dims.slice_sizes.len() == rank
         && dims.slice_sizes.iter().zip(&operand.shape).all(|(size, dim)| size <= dim)
         && dims.start_index_map.len() == length
+        && dims.offset_dims.is_sorted_by(|a, b| a < b)
+        && dims.collapsed_slice_dims.is_sorted_by(|a, b| a < b)
+        && distinct(&dims.start_index_map)
         && dims.start_index_map.iter().chain(&dims.collapsed_slice_dims).all(|dim| *dim < rank)
         && dims.collapsed_slice_dims.iter().all(|dim| dims.slice_sizes[*dim] == 1);
     ensure(in_range, || format!("{dims:?} of {operand} at {indices}"))?;
+    let whole_rows = rank > 1
+        && dims.slice_sizes[rank - 1] == operand.cols()
+        && !dims.collapsed_slice_dims.contains(&(rank - 1))
+        && !dims.start_index_map.contains(&(rank - 1))
+        && dims.offset_dims.last() == Some(&(batch.len() + dims.offset_dims.len() - 1));
+    ensure(whole_rows || !operand.dtype.is_quantised(), || format!("parts of blocks of {operand}"))?;
     let kept = (0..rank).filter(|dim| !dims.collapsed_slice_dims.contains(dim));
     let mut window = kept.map(|dim| dims.slice_sizes[dim]);
     let result_rank = batch.len() + dims.offset_dims.len();
@@ -192,6 +219,11 @@ fn scatter(dims: &ScatterDims, inputs: &[&Type]) -> Inferred {
         && dims.scatter_dims_to_operand_dims.iter().chain(&dims.inserted_window_dims).all(|dim| *dim < rank)
         && dims.update_window_dims.len() + dims.inserted_window_dims.len() == rank
         && dims.update_window_dims.len() + batch.len() == updates.rank()
+        && dims.update_window_dims.is_sorted_by(|a, b| a < b)
+        && dims.inserted_window_dims.is_sorted_by(|a, b| a < b)
+        && distinct(&dims.scatter_dims_to_operand_dims)
+        && dims.update_window_dims.iter().all(|dim| *dim < updates.rank())
+        && !operand.dtype.is_quantised()
         && operand.dtype == updates.dtype;
     ensure(in_range, || format!("{dims:?} of {updates} into {operand} at {indices}"))?;
     let scattered: Vec<usize> = (0..updates.rank())
@@ -214,6 +246,7 @@ fn fused(op: &Fused, inputs: &[&Type], wanted: Option<&Type>) -> Inferred {
                 return Err(format!("{ids} of {table}"));
             };
             index(ids)?;
+            activation(wanted)?;
             Ok(Type::new(wanted.dtype, [*tokens, *dim]))
         }
         Fused::RmsNorm { .. } => {
@@ -333,6 +366,17 @@ fn activation(x: &Type) -> Result<(), String> {
 
 fn index(x: &Type) -> Result<(), String> {
     ensure(x.dtype == DType::I32, || format!("{x} where s32 indices belong"))
+}
+
+/// Refuses block formats, whose elements only conversion can tell apart.
+fn plain(x: &Type) -> Result<(), String> {
+    ensure(!x.dtype.is_quantised(), || format!("{x} is in a block format"))
+}
+
+fn distinct<'a>(dims: impl IntoIterator<Item = &'a usize>) -> bool {
+    let mut dims: Vec<&usize> = dims.into_iter().collect();
+    dims.sort_unstable();
+    dims.is_sorted_by(|a, b| a < b)
 }
 
 fn ensure(condition: bool, why: impl FnOnce() -> String) -> Result<(), String> {
