@@ -2,12 +2,21 @@
 //! `hf` reads it from a `config.json`, `gguf` from a GGUF file's metadata, and
 //! [`decoder`](crate::decoder) turns it into a graph.
 
+mod family;
+mod fields;
+pub(crate) mod gguf;
+pub(crate) mod hf;
+mod hf_rope;
 mod rope;
 
 use millrace_graph::{Activation, DType};
 
 use crate::ModelError;
+pub(crate) use family::Family;
 pub use rope::{Rope, RopeScaling};
+
+/// Layers that a checkpoint may have; nothing published has a fifth of it.
+const MAX_LAYERS: usize = 1024;
 
 /// A decoder-only transformer. `Checkpoint::open` makes and validates it.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,5 +149,63 @@ impl Config {
     /// Width of the key projection, and of the value projection.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// Checks what no reader checks field by field: that sizes fit one another and stay within bounds which no
+    /// real model comes near, so that arithmetic on them cannot overflow and nothing absurd is allocated.
+    fn validate(&self, file: &str) -> Result<(), ModelError> {
+        let wrong = |field: &str, why: String| {
+            Err(ModelError::Config { file: file.into(), field: field.into(), why })
+        };
+        let mut sizes = vec![
+            ("vocabulary size", self.vocab, 1 << 24),
+            ("hidden size", self.hidden, 1 << 20),
+            ("number of layers", self.layers.len(), MAX_LAYERS),
+            ("number of attention heads", self.heads, 1 << 12),
+            ("number of key-value heads", self.kv_heads, 1 << 12),
+            ("head dimension", self.head_dim, 1 << 12),
+            ("maximum context", self.max_context, i32::MAX as usize),
+            ("context", self.context, self.max_context),
+        ];
+        for layer in &self.layers {
+            if let Some(window) = layer.window {
+                sizes.push(("sliding window", window, i32::MAX as usize));
+            }
+            match layer.mlp {
+                Mlp::Dense { ffn } => sizes.push(("feed-forward size", ffn, 1 << 22)),
+                Mlp::Experts { count, top_k, ffn, .. } => sizes.extend([
+                    ("feed-forward size of an expert", ffn, 1 << 22),
+                    ("number of experts", count, 1 << 12),
+                    ("number of experts per token", top_k, count),
+                ]),
+            }
+        }
+        for (field, size, most) in sizes {
+            if size == 0 || size > most {
+                return wrong(field, format!("{size} is not within 1 to {most}"));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let why = format!("{} does not divide the {} attention heads", self.kv_heads, self.heads);
+            return wrong("number of key-value heads", why);
+        }
+        for rope in &self.ropes {
+            rope.validate(self.head_dim).or_else(|why| wrong("rotary embedding", why))?;
+        }
+        let positive = [
+            ("norm epsilon", self.eps),
+            ("attention scale", self.attention_scale),
+            ("embedding scale", self.embed_scale),
+            ("residual scale", self.residual_scale),
+            ("logit scale", self.logit_scale),
+            ("attention soft cap", self.attention_softcap.unwrap_or(1.0)),
+            ("logit soft cap", self.logit_softcap.unwrap_or(1.0)),
+        ];
+        for (field, value) in positive {
+            if !(value.is_finite() && value > 0.0) {
+                return wrong(field, format!("{value} is not a positive number"));
+            }
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! Inputs, in order: `tokens s32[T]`, `positions s32[T]`, `rows s32[T]` (only where a step's rows are not all
 //! of one width), `slots s32[T]`, `block_tables s32[R, M]`, `logit_rows s32[L]`. States: `k_cache.{l}` and
 //! `v_cache.{l}` of `[kv_blocks, block_size, kv_heads, head_dim]`. Outputs: `logits` f32 `[L, V]`, then the
-//! caches under their own names. Weights have the canonical names that `names` lists.
+//! caches under their own names. Weights have the canonical names that [`crate::names`] lists.
 
 use millrace_graph::{Attention, Builder, DType, Graph, NodeId, ParamKind, Type};
 

@@ -1,14 +1,23 @@
 //! Checkpoints, tokenizers, chat templates, and the decoder graph.
 //!
-//! `Checkpoint::open` maps a Hugging Face directory or a GGUF file and reads it into one validated
-//! [`Config`] and weights under canonical names ; [`decoder`] turns the configuration and a step's
-//! shape into a graph. This crate knows no request and no backend.
+//! [`Checkpoint::open`] maps a Hugging Face directory or a GGUF file and reads it into one validated
+//! [`Config`] and weights under canonical [`names`]; [`decoder`] turns the configuration and a step's shape
+//! into a graph. This crate knows no request and no backend.
 #![deny(unsafe_code)]
 
 mod config;
 mod decoder;
 mod error;
+mod gguf;
+mod json;
+mod map;
+pub mod names;
+mod safetensors;
+mod tensors;
+mod weights;
 
 pub use config::{Config, Layer, Mlp, QkNorm, Rope, RopeScaling};
 pub use decoder::{StepShape, decoder};
 pub use error::ModelError;
+pub use gguf::{Gguf, Value};
+pub use weights::Checkpoint;

@@ -113,6 +113,41 @@ impl Rope {
         }
     }
 
+    /// The context first trained for, where longer ones use other frequencies.
+    pub(super) fn original_context(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::Long { original, .. } => Some(original),
+            _ => None,
+        }
+    }
+
+    /// The longest context, for a checkpoint that names `max_position`: YaRN's files may name the original one.
+    pub(super) fn stretched_context(&self, max_position: usize) -> usize {
+        match self.scaling {
+            RopeScaling::Yarn { factor, original, .. } => max_position.max((original * factor) as usize),
+            _ => max_position,
+        }
+    }
+
+    /// Why the table cannot be used with heads of this width, if it cannot.
+    pub(super) fn validate(&self, head_dim: usize) -> Result<(), String> {
+        let dim = self.dim;
+        if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
+            return Err(format!("{dim} rotated dimensions of a head of {head_dim}"));
+        }
+        let (short, scale) = self.frequencies(1);
+        let (long, _) = self.frequencies(usize::MAX);
+        let usable = |frequency: &f32| frequency.is_finite() && *frequency > 0.0;
+        if short.len() != dim / 2 || long.len() != dim / 2 {
+            return Err(format!("{} frequencies for {dim} rotated dimensions", short.len()));
+        }
+        if !(self.theta > 1.0 && scale > 0.0 && scale.is_finite()) || !short.iter().chain(&*long).all(usable)
+        {
+            return Err("its settings yield frequencies that are not positive numbers".into());
+        }
+        Ok(())
+    }
+
     /// The dimensions between which YaRN ramps.
     fn yarn_range(&self, beta_fast: f32, beta_slow: f32, original: f32, truncate: bool) -> (f32, f32) {
         let (dim, theta) = (self.dim as f64, f64::from(self.theta));
