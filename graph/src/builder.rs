@@ -38,11 +38,8 @@ impl Builder {
     fn push_typed(&mut self, op: Op, inputs: &[NodeId], wanted: Option<Type>) -> Built {
         let location = Location::caller();
         let types: Vec<&Type> = inputs.iter().map(|id| self.graph.ty(*id)).collect();
-        let ty = infer(&op, &types, wanted.as_ref()).map_err(|why| GraphError {
-            op: op.name(),
-            location,
-            why,
-        })?;
+        let ty =
+            infer(&op, &types, wanted.as_ref()).map_err(|why| GraphError { op: op.name(), location, why })?;
         let id = NodeId(self.graph.nodes.len() as u32);
         self.graph.nodes.push(Node { op, inputs: inputs.to_vec(), ty, location });
         Ok(id)
@@ -236,13 +233,7 @@ impl Builder {
 
     /// XLA's scatter with assignment.
     #[track_caller]
-    pub fn scatter(
-        &mut self,
-        operand: NodeId,
-        indices: NodeId,
-        updates: NodeId,
-        dims: ScatterDims,
-    ) -> Built {
+    pub fn scatter(&mut self, operand: NodeId, indices: NodeId, updates: NodeId, dims: ScatterDims) -> Built {
         self.push(Op::Scatter(dims), &[operand, indices, updates])
     }
 

@@ -19,7 +19,7 @@ pub use dtype::DType;
 pub use error::GraphError;
 pub use graph::{Graph, Node, NodeId, Output, Param, ParamId, ParamKind};
 pub use op::{
-    Activation, Attention, Binary, Direction, DotDims, Fused, GatherDims, Literal, Op, Reduction, ScatterDims,
-    Unary,
+    Activation, Attention, Binary, Direction, DotDims, Fused, GatherDims, Literal, Op, Reduction,
+    ScatterDims, Unary,
 };
 pub use types::{RowOrder, TensorView, Type};

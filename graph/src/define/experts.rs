@@ -58,10 +58,9 @@ fn routing_weights(b: &mut Builder, router: NodeId, top_k: usize, normalise: boo
     // Indices as floats: integer reductions are not known to work on the device, and these are exact.
     let index = b.iota(Type::new(DType::F32, shape.clone()), 1)?;
     let none = splat(b, index, shape[1] as f32)?;
-    let taken = splat(b, index, -1.0)?;
     let mut left = probabilities;
     let mut weights = splat(b, index, 0.0)?;
-    for _ in 0..top_k {
+    for taken in 1..=top_k {
         let best = b.reduce(Reduction::Maximum, left, &[1])?;
         let best = over_last(b, best, &shape)?;
         let is_best = b.compare(Direction::Eq, left, best)?;
@@ -70,7 +69,10 @@ fn routing_weights(b: &mut Builder, router: NodeId, top_k: usize, normalise: boo
         let first = over_last(b, first, &shape)?;
         let chosen = b.compare(Direction::Eq, index, first)?;
         weights = b.select(chosen, probabilities, weights)?;
-        left = b.select(chosen, taken, left)?;
+        if taken < top_k {
+            let less_than_any = splat(b, index, -1.0)?;
+            left = b.select(chosen, less_than_any, left)?;
+        }
     }
     if normalise {
         let sum = b.reduce(Reduction::Add, weights, &[1])?;
