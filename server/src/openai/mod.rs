@@ -1,0 +1,14 @@
+//! The OpenAI API, with vLLM's additions: requests are read and checked once, then submitted, then answered whole or as
+//! a stream, both from the same [`Delta`](choice::Delta)s.
+
+mod choice;
+mod generate;
+mod models;
+mod parse;
+mod prompt;
+mod render;
+mod tokenize;
+
+pub(crate) use generate::{Caller, chat, completion};
+pub(crate) use models::{model, models};
+pub(crate) use tokenize::{detokenize, tokenize};

@@ -1,0 +1,201 @@
+//! From a request's method and path to its answer. Everything is decided on [`Route`]: what exists, who may use it, and
+//! how it is counted.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use serde_json::json;
+
+use crate::auth;
+use crate::body::{Response, json_response, read, whole};
+use crate::error::ApiError;
+use crate::metrics::to_prometheus_text;
+use crate::openai::{self, Caller};
+use crate::service::Service;
+
+/// What the server can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Route<'a> {
+    Chat,
+    Completion,
+    Tokenize,
+    Detokenize,
+    Models,
+    Model(&'a str),
+    Health,
+    Ping,
+    Version,
+    Metrics,
+}
+
+/// The route, or 404, or 405.
+fn find<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, ApiError> {
+    let get = matches!(*method, Method::GET | Method::HEAD);
+    let post = *method == Method::POST;
+    let (route, allowed, allow) = match path {
+        "/v1/chat/completions" => (Route::Chat, post, "POST"),
+        "/v1/completions" => (Route::Completion, post, "POST"),
+        "/tokenize" => (Route::Tokenize, post, "POST"),
+        "/detokenize" => (Route::Detokenize, post, "POST"),
+        "/v1/models" => (Route::Models, get, "GET, HEAD"),
+        "/health" => (Route::Health, get, "GET, HEAD"),
+        "/ping" => (Route::Ping, get || post, "GET, HEAD, POST"),
+        "/version" => (Route::Version, get, "GET, HEAD"),
+        "/metrics" => (Route::Metrics, get, "GET, HEAD"),
+        _ => match path.strip_prefix("/v1/models/") {
+            Some(name) if !name.is_empty() => (Route::Model(name), get, "GET, HEAD"),
+            _ => return Err(ApiError::no_route(path)),
+        },
+    };
+    if allowed { Ok(route) } else { Err(ApiError::method(allow)) }
+}
+
+impl Route<'_> {
+    /// Whether the route needs no key. Only probes do not, which cannot carry one and tell no more than that the
+    /// server is up; `/metrics` and `/version` tell more. A new route is closed until it is named here.
+    fn is_open(self) -> bool {
+        matches!(self, Route::Health | Route::Ping)
+    }
+
+    /// As in `handler` of the HTTP metrics.
+    fn name(self) -> &'static str {
+        match self {
+            Route::Chat => "/v1/chat/completions",
+            Route::Completion => "/v1/completions",
+            Route::Tokenize => "/tokenize",
+            Route::Detokenize => "/detokenize",
+            Route::Models => "/v1/models",
+            Route::Model(_) => "/v1/models/{id}",
+            Route::Health => "/health",
+            Route::Ping => "/ping",
+            Route::Version => "/version",
+            Route::Metrics => "/metrics",
+        }
+    }
+}
+
+/// Answers a request.
+pub(crate) async fn handle(service: Arc<Service>, request: Request<Incoming>) -> Response {
+    let (head, body) = request.into_parts();
+    let request_id = request_id(&head.headers);
+    let route = find(&head.method, head.uri.path());
+    // Paths and methods that do not exist are the client's invention, and each would be a new time series.
+    let (name, method) = match &route {
+        Ok(route) => (route.name(), Some(head.method.clone())),
+        Err(_) => ("none", None),
+    };
+    let answer = answer(&service, route, &head.headers, body, request_id.clone()).await;
+    let mut response = answer.unwrap_or_else(Response::from);
+    service.http.count(name, method.as_ref().map_or("none", Method::as_str), response.status().as_u16());
+    if let Ok(id) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
+}
+
+async fn answer(
+    service: &Arc<Service>,
+    route: Result<Route<'_>, ApiError>,
+    headers: &HeaderMap,
+    body: Incoming,
+    request_id: String,
+) -> Result<Response, ApiError> {
+    auth::check_host(&service.config, headers)?;
+    let tenant = match &route {
+        Ok(route) if route.is_open() => auth::Tenant::default(),
+        // Also before 404 and 405: without a key nothing is told.
+        _ => auth::check(&service.config, headers)?,
+    };
+    let read = || read(headers, body, &service.config.limits, &service.bodies);
+    match route? {
+        Route::Chat => {
+            // Nothing is read that could not be answered.
+            service.ready()?;
+            let body = read().await?;
+            openai::chat(service, body, Caller { request_id, tenant }).await
+        }
+        Route::Completion => {
+            service.ready()?;
+            let body = read().await?;
+            openai::completion(service, body, Caller { request_id, tenant }).await
+        }
+        Route::Tokenize => {
+            service.loaded()?;
+            openai::tokenize(service, read().await?).await
+        }
+        Route::Detokenize => {
+            service.loaded()?;
+            openai::detokenize(service, read().await?).await
+        }
+        Route::Models => openai::models(service),
+        Route::Model(name) => openai::model(service, name),
+        Route::Health | Route::Ping => {
+            service.ready()?;
+            Ok(whole(StatusCode::OK, "text/plain", ""))
+        }
+        Route::Version => Ok(json_response(StatusCode::OK, &json!({ "version": service.config.version }))),
+        Route::Metrics => Ok(metrics(service, headers)),
+    }
+}
+
+/// OpenMetrics for those who ask for it, else the older text format, which everybody reads.
+fn metrics(service: &Service, headers: &HeaderMap) -> Response {
+    let mut text = String::new();
+    if let Ok(model) = service.loaded() {
+        model.metrics.encode(&mut text);
+    }
+    service.http.encode(&mut text);
+    let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
+    if accept.contains("application/openmetrics-text") {
+        text += "# EOF\n";
+        whole(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+    } else {
+        whole(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", to_prometheus_text(&text))
+    }
+}
+
+/// The client's `X-Request-Id` where it can be echoed safely, else one of 128 random bits.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get("x-request-id").and_then(|v| v.to_str().ok());
+    let safe = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+    given.filter(safe).map_or_else(random_id, str::to_owned)
+}
+
+fn random_id() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    // Each state has keys of its own, drawn by the system.
+    let half = || RandomState::new().hash_one(std::time::Instant::now());
+    format!("{:016x}{:016x}", half(), half())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_exact_paths_are_routes() {
+        for path in [
+            "/v1/chat/completions/",
+            "//v1/models",
+            "/V1/models",
+            "/v1/models;x",
+            "/v1/%6dodels",
+            "/v1/models/",
+            "/",
+            "",
+        ] {
+            let found = find(&Method::GET, path);
+            assert!(found.is_err(), "{path}: {found:?}");
+        }
+        assert_eq!(find(&Method::GET, "/v1/models/a/b").unwrap(), Route::Model("a/b"));
+    }
+
+    #[test]
+    fn ids_differ() {
+        let ids: std::collections::HashSet<_> = (0..1000).map(|_| random_id()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().all(|id| id.len() == 32));
+    }
+}
