@@ -14,6 +14,7 @@ mod map;
 pub mod names;
 mod safetensors;
 mod tensors;
+pub mod text;
 mod weights;
 
 pub use config::{Config, Layer, Mlp, QkNorm, Rope, RopeScaling};
