@@ -169,8 +169,9 @@ proptest! {
 #[test]
 fn a_wrong_result_type_is_refused() {
     let x = Type::new(DType::F32, [2, 4]);
-    let refused =
-        |result: Type| definition(&Fused::Scale { factor: 2.0 }, &[x.clone()], &result).unwrap_err();
+    let refused = |result: Type| {
+        definition(&Fused::Scale { factor: 2.0 }, std::slice::from_ref(&x), &result).unwrap_err()
+    };
     assert!(refused(Type::new(DType::BF16, [2, 4])).why.contains("yields f32[2,4] and not bf16[2,4]"));
     assert!(refused(Type::new(DType::F32, [8])).location.file().ends_with("define.rs"));
     let operands = [x.clone(), Type::new(DType::F32, [5])];
