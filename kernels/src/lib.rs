@@ -1,7 +1,7 @@
 //! Runs graphs on the CPU.
 //!
-//! `Executor` holds what lives between steps: packed weights (`Weights`), KV caches, one arena. It turns a
-//! graph into a `Plan` (every value gets its place in the arena by liveness, row-wise ops are fused into
+//! [`Executor`] holds what lives between steps: packed weights ([`Weights`]), KV caches, one arena. It turns a
+//! graph into a [`Plan`] (every value gets its place in the arena by liveness, row-wise ops are fused into
 //! phases, indices to check are noted) and runs plans without allocating. The arithmetic lies in the kernels:
 //! matrices in their packed formats, paged attention, and the row-wise ops.
 //!
@@ -10,12 +10,16 @@
 //! many threads ran.
 
 pub mod attention;
+pub mod cpu;
 pub mod dequant;
 pub mod eval;
 mod exec;
-mod ops;
 pub mod kv;
-pub mod quantise;
-pub mod cpu;
 pub mod matrix;
+mod ops;
 pub mod pool;
+pub mod quantise;
+
+pub use exec::{Executor, Plan, PlanError, Profile, RunError, WeightError, Weights};
+pub use matrix::Precision;
+pub use pool::Pool;

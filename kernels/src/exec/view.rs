@@ -134,7 +134,9 @@ mod tests {
 
     /// The elements of a view, row by row.
     fn elements(view: &View) -> Vec<usize> {
-        (0..view.rows).flat_map(|row| (0..view.cols).map(move |col| view.offset + row * view.stride + col)).collect()
+        (0..view.rows)
+            .flat_map(|row| (0..view.cols).map(move |col| view.offset + row * view.stride + col))
+            .collect()
     }
 
     /// A box of a dense row-major tensor, element by element.

@@ -24,6 +24,16 @@ impl Arithmetic {
         }
     }
 
+    /// XLA's opcode.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Arithmetic::Add => Binary::Add.name(),
+            Arithmetic::Subtract => Binary::Subtract.name(),
+            Arithmetic::Multiply => Binary::Multiply.name(),
+            Arithmetic::Divide => Binary::Divide.name(),
+        }
+    }
+
     pub(crate) fn commutes(self) -> bool {
         matches!(self, Arithmetic::Add | Arithmetic::Multiply)
     }

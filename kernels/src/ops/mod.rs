@@ -8,6 +8,7 @@ pub(crate) mod elementwise;
 pub(crate) mod math;
 pub(crate) mod norm;
 pub(crate) mod rope;
+pub(crate) mod route;
 
 /// Defines a function twice from one body: for any machine, and with AVX2 and FMA enabled so that the compiler
 /// vectorises it for those, chosen at run time. Rust neither reorders nor contracts float arithmetic, and
