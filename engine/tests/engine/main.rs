@@ -1,0 +1,7 @@
+//! The engine through its public interface, on a backend that is stricter than any real one.
+
+mod failure;
+mod fake;
+mod invariance;
+mod lifecycle;
+mod validation;
