@@ -8,6 +8,8 @@ use std::ops::Range;
 
 use millrace_graph::Activation;
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2;
 use super::format::LANES;
 use super::{Matrix, Precision, TILE, gate, scalar};
 use crate::cpu::{self, Isa};
@@ -74,7 +76,10 @@ impl Kernel {
     fn of(isa: Isa, w: &Operand<'_>) -> Kernel {
         match isa {
             Isa::Scalar => scalar::kernel(w.matrix.dtype, w.precision),
-            Isa::Avx2 => scalar::kernel(w.matrix.dtype, w.precision),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::kernel(w.matrix.dtype, w.precision),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => unreachable!("never detected here"),
         }
     }
 

@@ -18,6 +18,8 @@
 //! Files: `format` (stored codes and their meaning), `pack`, `memory`; `drive` (loops over groups, columns and
 //! tiles); `scalar` and `avx2` (the innermost loops); `gate` (activation functions).
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod drive;
 mod format;
 mod gate;
@@ -198,7 +200,10 @@ impl Activations {
         let blocks = cols.div_ceil(BLOCK);
         let prepare = match isa {
             Isa::Scalar => scalar::prepare(self),
-            Isa::Avx2 => scalar::prepare(self),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::prepare(self),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => unreachable!("never detected here"),
         };
         for token in tokens {
             // SAFETY: the row and its tile are within what the caller promises.

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use millrace_graph::{DType, TensorView, Type};
+use millrace_graph::{DType, RowOrder, TensorView, Type};
 
 use super::format::{BLOCK, Format, LANES, Nibbles, Q6K, Q8_0, SUPER, Scales, with_format};
 use super::{Matrix, Memory};
+use crate::dequant::scale_and_min;
 use crate::pool::Pool;
 
 /// Why a tensor cannot be packed.
@@ -17,8 +18,8 @@ pub enum PackError {
     /// The shape is not that of a matrix or a stack of matrices, or has an empty dimension.
     #[error("{0} is not [N, K] or [E, N, K] with whole blocks in each row")]
     Shape(Type),
-    /// The stored bytes are not those of the type.
-    #[error("{ty} is stored in {parts} parts of {bytes} bytes altogether, which does not match")]
+    /// The stored bytes or their row order do not fit the type.
+    #[error("{ty} does not fit its {parts} stored parts of {bytes} bytes altogether, or their row order")]
     Length {
         /// The type.
         ty: Type,
@@ -57,7 +58,7 @@ impl Matrix {
         if view.offset != 0.0 {
             return Err(PackError::Offset(ty.clone()));
         }
-        check_stored(view, parts, rows)?;
+        check_stored(view)?;
         // The stored bytes are in memory and at least a third of the packed ones, but for small padding; only
         // types of absurd shape get near the limits below.
         let groups = rows.div_ceil(LANES);
@@ -92,24 +93,24 @@ impl Matrix {
     }
 }
 
-/// Whether each stored part has the bytes of its equal share of the rows.
-fn check_stored(view: &TensorView<'_>, parts: usize, rows: usize) -> Result<(), PackError> {
-    let stored = view.parts.len();
-    let total = view.ty.bytes();
-    let order = match view.order {
-        millrace_graph::RowOrder::Natural => true,
-        millrace_graph::RowOrder::RopeInterleaved { heads } => {
-            let rows = (parts * rows).checked_div(stored).unwrap_or(0);
-            heads > 0 && rows.is_multiple_of(heads) && (rows / heads).is_multiple_of(2)
+/// Whether each stored part has the bytes of its equal share of the rows, and the row order fits that share.
+fn check_stored(view: &TensorView<'_>) -> Result<(), PackError> {
+    let parts = view.parts.len();
+    let stored: usize = view.parts.iter().map(|part| part.len()).sum();
+    let fits = view.ty.bytes() == Some(stored)
+        && view.parts.iter().all(|part| part.len() * parts == stored)
+        && view.ty.rows().is_multiple_of(parts);
+    let ordered = match view.order {
+        RowOrder::Natural => true,
+        // Each head is two halves.
+        RowOrder::RopeInterleaved { heads } => {
+            fits && (view.ty.rows() / parts).checked_rem(2 * heads).is_some_and(|rest| rest == 0)
         }
     };
-    let even = stored > 0 && (parts * rows).is_multiple_of(stored);
-    if order && even && total.is_some_and(|total| view.parts.iter().all(|part| part.len() == total / stored))
-    {
+    if fits && ordered {
         return Ok(());
     }
-    let bytes = view.parts.iter().map(|part| part.len()).sum();
-    Err(PackError::Length { ty: view.ty.clone(), parts: stored, bytes })
+    Err(PackError::Length { ty: view.ty.clone(), parts, bytes: stored })
 }
 
 /// Writes a stored row into its lane of a group.
@@ -180,7 +181,7 @@ fn k_nibbles<F: Nibbles>(row: &[u8], lane: usize, out: &mut [u8]) {
             }
             let out = &mut out[F::block_at(b)..][..F::STRIDE];
             put_nibbles::<F>(&q, lane, out);
-            let (d, m) = six_bit_factors(&scales[4..], sub);
+            let (d, m) = scale_and_min(&scales[4..], sub);
             out[F::CODES + lane] = d;
             out[F::CODES + LANES + lane] = m;
         }
@@ -189,16 +190,6 @@ fn k_nibbles<F: Nibbles>(row: &[u8], lane: usize, out: &mut [u8]) {
         // Stored as what is subtracted; kept as what is added.
         multipliers[2 * (LANES + lane)..][..2].copy_from_slice(&[scales[2], scales[3] ^ 0x80]);
     }
-}
-
-/// The factors of `d` and `m` of one of 8 sub-blocks: 6 bits each, the first four whole in bytes `sub` and
-/// `sub + 4`, of the others 4 bits in byte `sub + 4` and the upper two in what those bytes have left.
-fn six_bit_factors(packed: &[u8], sub: usize) -> (u8, u8) {
-    if sub < 4 {
-        return (packed[sub] & 63, packed[sub + 4] & 63);
-    }
-    let (low, upper_d, upper_m) = (packed[sub + 4], packed[sub - 4] >> 6, packed[sub] >> 6);
-    (low & 15 | upper_d << 4, low >> 4 | upper_m << 4)
 }
 
 fn put_nibbles<F: Nibbles>(q: &[u8; BLOCK], lane: usize, out: &mut [u8]) {

@@ -1,0 +1,166 @@
+//! f32 arithmetic: plain formats, and all others in reference precision.
+
+use std::arch::x86_64::{
+    __m256, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_set1_epi32, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
+};
+use std::ops::Range;
+
+use super::{broadcast_float, load_f16, tile};
+use crate::matrix::TILE;
+use crate::matrix::drive::{Direct, Kernel, Panel, Tile};
+use crate::matrix::format::{BF16, BLOCK, F16, F32, LANES};
+
+/// Bytes of a block in a panel.
+const PANEL_BLOCK: usize = 4 * LANES * BLOCK;
+
+/// The kernels of a plain format.
+pub(super) fn plain<F: Pairs>() -> Kernel {
+    Kernel {
+        direct: Some(Direct { tile: direct_tile::<F>, groups: [3, 3] }),
+        panel: Some(Panel { unpack: unpack::<F>, ..panel() }),
+    }
+}
+
+/// The kernel of a format that a function can dequantise to `[column][row]` floats.
+pub(super) fn dequantised(unpack: unsafe fn(*const u8, Range<usize>, *mut u8)) -> Kernel {
+    Kernel { direct: None, panel: Some(Panel { unpack, ..panel() }) }
+}
+
+fn panel() -> Panel {
+    Panel { unpack: unpack::<F32>, tile: direct_tile::<F32>, block_bytes: PANEL_BLOCK, groups: 3 }
+}
+
+/// A plain format, two columns of eight rows at a time.
+pub(super) trait Pairs {
+    /// Bytes of two columns.
+    const STRIDE: usize;
+
+    /// The first column of the pair at `at`.
+    ///
+    /// # Safety
+    /// `at` is valid for reads of a pair.
+    unsafe fn even(at: *const u8) -> __m256;
+
+    /// The second.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn odd(at: *const u8) -> __m256;
+}
+
+impl Pairs for F32 {
+    const STRIDE: usize = 8 * LANES;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn even(at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_loadu_ps(at.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn odd(at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_loadu_ps(at.add(4 * LANES).cast()) }
+    }
+}
+
+impl Pairs for F16 {
+    const STRIDE: usize = 4 * LANES;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn even(at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { load_f16(at) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn odd(at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { load_f16(at.add(2 * LANES)) }
+    }
+}
+
+impl Pairs for BF16 {
+    const STRIDE: usize = 4 * LANES;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn even(at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise.
+        let pair = unsafe { _mm256_loadu_si256(at.cast()) };
+        _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn odd(at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise.
+        let pair = unsafe { _mm256_loadu_si256(at.cast()) };
+        _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack<F: Pairs>(group: *const u8, blocks: Range<usize>, panel: *mut u8) {
+    let out = panel.cast::<f32>();
+    for (i, pair) in (blocks.start * BLOCK / 2..blocks.end * BLOCK / 2).enumerate() {
+        // SAFETY: the group has these blocks, and the panel has room for them.
+        unsafe {
+            let at = group.add(pair * F::STRIDE);
+            _mm256_storeu_ps(out.add(2 * i * LANES), F::even(at));
+            _mm256_storeu_ps(out.add((2 * i + 1) * LANES), F::odd(at));
+        }
+    }
+}
+
+unsafe fn direct_tile<F: Pairs>(t: &Tile) {
+    // SAFETY: the caller's promises are those asked for.
+    unsafe { tile!(products::<F>(t), groups 1 2 3) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn products<F: Pairs, const R: usize, const C: usize>(t: &Tile) {
+    let mut z = [[_mm256_setzero_ps(); C]; R];
+    // SAFETY: `Tile` promises these weights, activations and sums.
+    unsafe {
+        for (r, z) in z.iter_mut().enumerate() {
+            for (c, z) in z.iter_mut().enumerate() {
+                *z = _mm256_loadu_ps(t.sums.add((r * TILE + c) * LANES));
+            }
+        }
+        for pair in 0..t.blocks * BLOCK / 2 {
+            let weights = t.weights.add(pair * F::STRIDE);
+            let acts = t.acts.add(2 * pair * TILE * 4);
+            let mut w = [_mm256_setzero_ps(); R];
+            // One column after the other: both of three groups at once would not fit the registers.
+            for (r, w) in w.iter_mut().enumerate() {
+                *w = F::even(weights.add(r * t.stride));
+            }
+            for c in 0..C {
+                let x = broadcast_float(acts.add(4 * c));
+                for r in 0..R {
+                    z[r][c] = _mm256_fmadd_ps(w[r], x, z[r][c]);
+                }
+            }
+            for (r, w) in w.iter_mut().enumerate() {
+                *w = F::odd(weights.add(r * t.stride));
+            }
+            for c in 0..C {
+                let x = broadcast_float(acts.add(4 * (TILE + c)));
+                for r in 0..R {
+                    z[r][c] = _mm256_fmadd_ps(w[r], x, z[r][c]);
+                }
+            }
+        }
+        for (r, z) in z.iter().enumerate() {
+            for (c, z) in z.iter().enumerate() {
+                _mm256_storeu_ps(t.sums.add((r * TILE + c) * LANES), *z);
+            }
+        }
+    }
+}
