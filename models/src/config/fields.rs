@@ -20,10 +20,6 @@ impl<'a> Fields<'a> {
         Fields { file, path, map }
     }
 
-    pub(super) fn file(&self) -> &'a str {
-        self.file
-    }
-
     /// Whether the field is there, even as `null`.
     pub(super) fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)

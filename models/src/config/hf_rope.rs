@@ -69,7 +69,10 @@ impl Top<'_> {
                 None => s.string("type")?.unwrap_or("default"),
             },
         };
-        let theta = s.float("rope_theta")?.unwrap_or(theta);
+        let theta = match settings {
+            Some(s) => s.float("rope_theta")?.unwrap_or(theta),
+            None => theta,
+        };
         let dim = self.dim(&s)?;
         let need = |key: &str| s.require(key, s.float(key)?);
         let scaling = match kind {
