@@ -5,6 +5,9 @@
 //! also while nobody holds it, until it is evicted for new content. Only published blocks are ever shared,
 //! and they are full, so nobody writes to a block that has two holders.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::hash::{Hash, Hasher};
 
 use rustc_hash::FxHashMap;

@@ -10,6 +10,9 @@
 //! Sequences hold the blocks they use, not those they may come to need, so the pool can run out; then the last
 //! in line gives its blocks back and computes its tokens again later.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
