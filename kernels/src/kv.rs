@@ -37,7 +37,9 @@ pub enum KvRole {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KvError {
     /// The type is none of a KV cache.
-    #[error("{0} is not a KV cache: want [blocks, block size, KV heads, head dim] of f32, f16 or bf16, none of them 0")]
+    #[error(
+        "{0} is not a KV cache: want [blocks, block size, KV heads, head dim] of f32, f16 or bf16, none of them 0"
+    )]
     Type(Type),
     /// The kernels do not take this block size.
     #[error("a block size of {0} tokens: the CPU kernels want a multiple of 8 (such as 16 or 32)")]
@@ -85,7 +87,7 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    fn new(ty: &Type, role: KvRole) -> Result<Self, KvError> {
+    pub(crate) fn new(ty: &Type, role: KvRole) -> Result<Self, KvError> {
         let (&[blocks, block, heads, dim], true) = (&ty.shape[..], ty.dtype.is_float()) else {
             return Err(KvError::Type(ty.clone()));
         };

@@ -1,8 +1,41 @@
 //! Paged attention: causal attention of a step's new tokens to the cache blocks of their sequences.
+//!
+//! [`Schedule`] divides a call into items once per step; threads then run items ([`AttentionCall::run`]) in any
+//! order. An item is one KV head for a group of tokens that share blocks: it goes page by page, and each page is
+//! loaded once for all query heads of the KV head and all tokens of the group, be they a prompt chunk or
+//! sequences with a common prefix.
+//!
+//! **Bits.** A token's result depends on its query, its position and the cached tokens it sees, and on nothing
+//! else in the call. Every score is one chain of fused multiply-adds over the dimensions; the softmax is the
+//! online one (Milakov and Gimelshein 2018, as in FlashAttention), rescaled after every *tile* of 8 to 32 tokens; every
+//! output element is one chain over the tokens of a *segment* of 128, and segments are merged in order. Tiles and segments
+//! lie at fixed positions. How many queries or threads take part decides only what is computed next to what.
+//!
+//! **Stale memory.** Tokens that a query does not see never enter its arithmetic, not even with weight 0: the
+//! cache may hold NaN there.
 
-use millrace_graph::{Attention, Type};
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod item;
+mod scalar;
+mod schedule;
+mod simd;
+mod tile;
 
-use crate::kv::KvTensor;
+use std::ops::Range;
+
+use half::{bf16, f16};
+use millrace_graph::{Attention, DType, Type};
+
+use crate::{
+    cpu::Isa,
+    kv::{Geometry, KvRole, KvTensor, LANES},
+};
+pub use item::Scratch;
+pub use schedule::Schedule;
+
+/// Tokens of a segment, or one block where that is more.
+const SEGMENT: usize = 128;
 
 /// Which row of the block tables each new token belongs to.
 #[derive(Clone, Copy, Debug)]
@@ -48,41 +81,48 @@ unsafe impl Send for AttentionCall<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for AttentionCall<'_> {}
 
-/// The division of a call into items that threads may run in any order. Depends on tables, positions, rows
-/// and window, and not on the layer: one plan serves all layers of a step that have these in common.
-#[derive(Debug)]
-pub struct Schedule {
-    items: usize,
+/// The sizes that buffers and loops depend on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    /// Query heads of a KV head.
+    queries: usize,
+    dtype: DType,
+    /// Tokens of a block.
+    block: usize,
+    /// Tokens of a tile; divides the block.
+    tile: usize,
+    /// Tokens of a segment; a multiple of the block.
+    segment: usize,
+    dim: usize,
+    /// The dimension in whole vectors.
+    padded_dim: usize,
 }
 
-impl Schedule {
-    /// A schedule for calls of up to `tokens` tokens with `heads` query heads to caches of type `cache`, run
-    /// by `workers` threads. Takes all memory that planning will need.
-    pub fn new(_heads: usize, _cache: &Type, _tokens: usize, _workers: usize) -> Self {
-        Schedule { items: 0 }
+impl Shape {
+    fn new(heads: usize, cache: &Type) -> Self {
+        let geometry = Geometry::new(cache, KvRole::Key);
+        let Geometry { dtype, block, heads: kv_heads, dim, tile, .. } =
+            geometry.unwrap_or_else(|error| panic!("{error}"));
+        assert!(heads.is_multiple_of(kv_heads) && heads > 0, "{heads} query heads to {cache}");
+        Shape {
+            heads,
+            kv_heads,
+            queries: heads / kv_heads,
+            dtype,
+            block,
+            tile,
+            segment: (SEGMENT / block).max(1) * block,
+            dim,
+            padded_dim: dim.next_multiple_of(LANES),
+        }
     }
 
-    /// Divides the call. Allocates nothing.
-    pub fn plan(&mut self, call: &AttentionCall<'_>) {
-        self.items = call.positions.len() * call.heads;
-    }
-
-    /// Items to run: `0 .. items`.
-    pub fn items(&self) -> usize {
-        self.items
-    }
-}
-
-/// What a thread needs to run items; its own.
-#[derive(Debug)]
-pub struct Scratch {
-    row: Vec<f32>,
-}
-
-impl Scratch {
-    /// Scratch for calls with `heads` query heads to caches of type `cache`.
-    pub fn new(_heads: usize, cache: &Type) -> Self {
-        Scratch { row: vec![0.0; cache.shape[2] * cache.shape[3]] }
+    /// Floats of a query's state: the weighted sum of values, the sum of weights in eight parts, and the
+    /// largest score (in the first of eight).
+    fn record(&self) -> usize {
+        self.padded_dim + 2 * LANES
     }
 }
 
@@ -90,47 +130,77 @@ impl AttentionCall<'_> {
     /// Runs one item of the schedule.
     ///
     /// # Safety
-    /// - `schedule` was planned for this call (or one that differs in pointers and caches alone).
+    /// - `schedule` was planned for this call, or one that differs in pointers, caches, scale and softcap alone.
     /// - `q` and `out` are valid for all tokens, and nobody writes `q` or the caches meanwhile.
     /// - Every position is at least 0, every row is one of the tables, and the first `position / S + 1` table
-    ///   entries of a token's row are blocks of the caches.
-    /// - No item runs twice at once; a reader of `out` comes after all of them.
-    pub unsafe fn run(&self, _schedule: &Schedule, item: usize, scratch: &mut Scratch) {
-        let (token, head) = (item / self.heads, item % self.heads);
-        let &[_, block, groups, dim] = &self.k.ty().shape[..] else { unreachable!("checked by the cache") };
-        let group = head * groups / self.heads;
-        let row = match self.rows {
+    ///   entries of a token's row are blocks of the caches. (Of these, the ones before the window are not
+    ///   followed.)
+    /// - No item runs twice; a reader of `out` comes after all of them.
+    ///
+    /// # Panics
+    /// Where the schedule or the scratch was made for other heads or caches.
+    pub unsafe fn run(&self, schedule: &Schedule, item: usize, scratch: &mut Scratch) {
+        self.check(&schedule.shape);
+        assert_eq!(schedule.shape, *scratch.shape(), "schedule and scratch of one shape");
+        assert_eq!(schedule.tokens.len(), self.positions.len(), "the schedule of another call");
+        let job = item::Job { call: self, schedule, item };
+        match schedule.isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the schedule chose an instruction set that is there; the rest is the caller's.
+            Isa::Avx2 => unsafe { run_with(avx2::Avx2::new(), job, scratch) },
+            // SAFETY: the caller's.
+            _ => unsafe { run_with(scalar::Scalar, job, scratch) },
+        }
+    }
+
+    fn check(&self, shape: &Shape) {
+        assert_eq!(*shape, Shape::new(self.heads, self.k.ty()), "heads and cache of the schedule");
+        assert!(self.v.ty() == self.k.ty(), "values {} for keys {}", self.v.ty(), self.k.ty());
+        assert!(
+            self.k.role() == KvRole::Key && self.v.role() == KvRole::Value,
+            "keys and values changed places"
+        );
+        assert!(self.params.window != Some(0), "a window in which a token does not see itself");
+        if let Rows::PerToken(rows) = self.rows {
+            assert_eq!(rows.len(), self.positions.len(), "rows for tokens");
+        }
+    }
+
+    fn row(&self, token: usize) -> usize {
+        match self.rows {
             Rows::PerToken(rows) => rows[token] as usize,
             Rows::Width(width) => token / width,
-        };
-        let table = &self.tables[row * self.table_stride..];
-        let end = self.positions[token] as usize + 1;
-        let first = self.params.window.map_or(0, |window| end.saturating_sub(window));
-        // SAFETY: the caller's.
-        let q = unsafe { std::slice::from_raw_parts(self.q.add(token * self.q_stride + head * dim), dim) };
-        // SAFETY: the caller's.
-        let out =
-            unsafe { std::slice::from_raw_parts_mut(self.out.add(token * self.out_stride + head * dim), dim) };
-        let mut sum = 0.0;
-        let mut max = f32::NEG_INFINITY;
-        out.fill(0.0);
-        for position in first..end {
-            let slot = table[position / block] as usize * block + position % block;
-            self.k.read(slot, &mut scratch.row);
-            let key = &scratch.row[group * dim..][..dim];
-            let mut score = q.iter().zip(key).map(|(a, b)| a * b).sum::<f32>() * self.params.scale;
-            if let Some(cap) = self.params.softcap {
-                score = cap * (score / cap).tanh();
-            }
-            let new = score.max(max);
-            let (rescale, weight) = ((max - new).exp(), (score - new).exp());
-            max = new;
-            sum = sum * rescale + weight;
-            self.v.read(slot, &mut scratch.row);
-            for (out, value) in out.iter_mut().zip(&scratch.row[group * dim..]) {
-                *out = *out * rescale + weight * value;
-            }
         }
-        out.iter_mut().for_each(|out| *out /= sum);
+    }
+
+    /// The blocks of the positions up to a token's.
+    fn table(&self, token: usize) -> &[i32] {
+        let blocks = self.positions[token] as usize / self.k.geometry().block + 1;
+        &self.tables[self.row(token) * self.table_stride..][..blocks]
+    }
+
+    /// The positions that a token sees; never empty.
+    fn visible(&self, token: usize) -> Range<usize> {
+        let end = self.positions[token] as usize + 1;
+        self.params.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+
+    /// The segments that these positions lie in.
+    fn segments(&self, shape: &Shape, token: usize) -> Range<usize> {
+        let visible = self.visible(token);
+        visible.start / shape.segment..visible.end.div_ceil(shape.segment)
+    }
+}
+
+/// # Safety
+/// As for [`AttentionCall::run`].
+unsafe fn run_with<S: simd::Simd>(s: S, job: item::Job<'_>, scratch: &mut Scratch) {
+    // SAFETY: the caller's; the element type is the cache's.
+    unsafe {
+        match job.schedule.shape.dtype {
+            DType::F32 => job.run::<S, f32>(s, scratch),
+            DType::F16 => job.run::<S, f16>(s, scratch),
+            _ => job.run::<S, bf16>(s, scratch),
+        }
     }
 }
