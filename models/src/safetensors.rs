@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use millrace_graph::{DType, Type};
+use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::ModelError;
 use crate::json;
@@ -87,8 +89,9 @@ fn read(path: &Path, into: &mut Tensors) -> Result<BTreeMap<String, Tensor>, Mod
             &format!("tensor {tensor}"),
             "its offsets leave a gap, overlap another tensor or run backwards".into(),
         ),
-        SafeTensorError::TensorInvalidInfo => {
-            malformed("header", "a tensor's offsets do not fit its shape and type".into())
+        SafeTensorError::TensorInvalidInfo | SafeTensorError::ValidationOverflow => {
+            let tensor = misfit(file.bytes()).unwrap_or_else(|| "of the header".into());
+            malformed(&format!("tensor {tensor}"), "its offsets do not fit its shape and type".into())
         }
         SafeTensorError::MetadataIncompleteBuffer => malformed(
             "header",
@@ -121,4 +124,20 @@ fn read(path: &Path, into: &mut Tensors) -> Result<BTreeMap<String, Tensor>, Mod
     }
     into.files.push(file);
     Ok(tensors)
+}
+
+/// The first tensor whose offsets do not fit its type: the header's reader finds that there is one, and keeps
+/// its name to itself.
+fn misfit(bytes: &[u8]) -> Option<String> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let header: Map<String, Value> = serde_json::from_slice(header).ok()?;
+    let unfit = |info: &Value| {
+        let Ok(info) = serde_json::from_value::<TensorInfo>(info.clone()) else { return false };
+        let (start, end) = info.data_offsets;
+        let elements = info.shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
+        let bits = elements.and_then(|elements| elements.checked_mul(info.dtype.bitsize()));
+        bits.is_none_or(|bits| end.checked_sub(start) != Some(bits / 8))
+    };
+    header.into_iter().find(|(_, info)| unfit(info)).map(|(name, _)| name)
 }
