@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+pub mod cpu;
 mod engine;
 mod figures;
 mod handle;
