@@ -340,7 +340,9 @@ fn a_pool_that_is_too_small_does_not_thrash() {
         );
         assert!(machine.preemptions > 0, "the pool is too large for this test");
         assert!(preemptions <= 0.05, "{preemptions} preemptions for each token");
-        println!("block size {block_size}: {preemptions:.4} preemptions for each token, each computed {computed:.2} times");
+        println!(
+            "block size {block_size}: {preemptions:.4} preemptions for each token, each computed {computed:.2} times"
+        );
         assert!(computed <= 2.0, "each token is computed {computed} times");
     }
 }
