@@ -1,6 +1,6 @@
 //! What a decoder is made of, whatever file it was read from. Families differ only in this data:
 //! `hf` reads it from a `config.json`, `gguf` from a GGUF file's metadata, and
-//! [`decoder`](crate::decoder) turns it into a graph.
+//! [`decoder()`](crate::decoder()) turns it into a graph.
 
 mod family;
 mod fields;

@@ -58,7 +58,7 @@ pub(crate) fn read(gguf: &Gguf, tensors: &Tensors) -> Result<(Config, Family), M
         let window = window(family, &k, l)?;
         let rope = match family {
             Gemma3 => Some(usize::from(window.is_some())),
-            SmolLm3 => ((l + 1) % 4 != 0).then_some(0),
+            SmolLm3 => (!(l + 1).is_multiple_of(4)).then_some(0),
             _ => Some(0),
         };
         layers.push(Layer { window, rope, mlp: mlp(&k, tensors, l)? });

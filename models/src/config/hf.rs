@@ -282,7 +282,7 @@ fn windows(family: Family, f: &Fields<'_>, layers: usize) -> Result<Vec<Option<u
     let first = f.unsigned("max_window_layers")?.unwrap_or(28);
     let slides = |l: usize| -> Result<bool, ModelError> {
         Ok(match family {
-            Gemma2 => (l + 1) % 2 != 0,
+            Gemma2 => l.is_multiple_of(2),
             Gemma3 => (l + 1).checked_rem(pattern.unwrap_or(6)).is_none_or(|rest| rest != 0),
             Qwen2 | Qwen3 => l >= first,
             SmolLm3 => !uses_rope(f, l)?,

@@ -141,8 +141,8 @@ impl Rope {
         if short.len() != dim / 2 || long.len() != dim / 2 {
             return Err(format!("{} frequencies for {dim} rotated dimensions", short.len()));
         }
-        if !(self.theta > 1.0 && scale > 0.0 && scale.is_finite()) || !short.iter().chain(&*long).all(usable)
-        {
+        let sound = self.theta > 1.0 && scale > 0.0 && scale.is_finite();
+        if !sound || !short.iter().chain(&*long).all(usable) {
             return Err("its settings yield frequencies that are not positive numbers".into());
         }
         Ok(())
