@@ -1,7 +1,7 @@
 //! Checkpoints, tokenizers, chat templates, and the decoder graph.
 //!
 //! [`Checkpoint::open`] maps a Hugging Face directory or a GGUF file and reads it into one validated
-//! [`Config`] and weights under canonical [`names`]; [`decoder`] turns the configuration and a step's shape
+//! [`Config`] and weights under canonical [`names`]; [`decoder()`] turns the configuration and a step's shape
 //! into a graph. This crate knows no request and no backend.
 #![deny(unsafe_code)]
 
@@ -9,6 +9,7 @@ mod config;
 mod decoder;
 mod error;
 mod gguf;
+pub mod hub;
 mod json;
 mod map;
 pub mod names;

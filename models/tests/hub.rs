@@ -219,7 +219,9 @@ fn what_serving_needs_is_fetched_once() {
     let mut hub = stand_in.hub(&cache.0);
     let mut seen = HashMap::new();
     let dir = hub
-        .resolve("org/name", &mut |file, done, total| drop(seen.insert(file.to_owned(), (done, total))))
+        .resolve("org/name", &mut |file, done, total| {
+            seen.insert(file.to_owned(), (done, total));
+        })
         .unwrap();
     let repository = cache.0.join("models--org--name");
     assert_eq!(dir, repository.join("snapshots").join(COMMIT));

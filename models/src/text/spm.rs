@@ -97,11 +97,13 @@ impl Spm {
                 Kind::Control => {}
                 Kind::UserDefined if !is_space(piece) => {}
                 Kind::Normal | Kind::Unused | Kind::UserDefined => {
+                    // Converters write the spaces of user defined pieces as spaces.
+                    let piece = piece.replace(' ', "▁");
                     if kind == Kind::UserDefined {
-                        spm.runs.push(piece.to_owned());
+                        spm.runs.push(piece.clone());
                     }
                     let unused = kind == Kind::Unused;
-                    spm.pieces.entry(piece.to_owned()).or_insert(Piece { id, score, unused });
+                    spm.pieces.entry(piece).or_insert(Piece { id, score, unused });
                 }
             }
         }
