@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use millrace_graph::{Graph, GraphError, Node, Op, Type};
 
-pub use value::Value;
 use value::Data;
+pub use value::Value;
 
 /// Why a graph has no result.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -145,9 +145,8 @@ pub fn evaluate(graph: &Graph, inputs: &HashMap<String, Value>) -> Result<Vec<Va
 }
 
 fn parameter(name: &str, ty: &Type, inputs: &HashMap<String, Value>) -> Result<Value, EvalError> {
-    let value = inputs
-        .get(name)
-        .ok_or_else(|| EvalError::MissingInput { name: name.to_owned(), ty: ty.clone() })?;
+    let value =
+        inputs.get(name).ok_or_else(|| EvalError::MissingInput { name: name.to_owned(), ty: ty.clone() })?;
     if value.ty() != ty {
         let (want, got) = (ty.clone(), value.ty().clone());
         return Err(EvalError::InputType { name: name.to_owned(), want, got });

@@ -58,17 +58,16 @@ impl Value {
     /// # Errors
     /// Where `ty` is not of such a type or has another number of elements, or an element is out of its range.
     pub fn from_ints(ty: Type, elements: Vec<i64>) -> Result<Value, EvalError> {
-        let fits = |x: &i64| wrap(ty.dtype, *x) == *x;
-        let data = match ty.dtype {
-            _ if ty.bytes() != ty.dtype.bytes(elements.len()) => None,
-            DType::Pred => Some(Data::Pred(elements.iter().map(|x| *x != 0).collect())),
-            dtype if dtype.is_integer() && elements.iter().all(fits) => Some(Data::Int(elements.clone())),
-            _ => None,
-        };
-        match data {
-            Some(data) => Ok(Value::new(ty, Arc::new(data))),
-            None => Err(EvalError::Value { ty, given: elements.len() }),
+        let dtype = ty.dtype;
+        let whole = dtype.is_integer() && elements.iter().all(|x| wrap(dtype, *x) == *x);
+        if ty.bytes() != dtype.bytes(elements.len()) || !(whole || dtype == DType::Pred) {
+            return Err(EvalError::Value { ty, given: elements.len() });
         }
+        let data = match dtype {
+            DType::Pred => Data::Pred(elements.iter().map(|x| *x != 0).collect()),
+            _ => Data::Int(elements),
+        };
+        Ok(Value::new(ty, Arc::new(data)))
     }
 
     /// A tensor from its dense little-endian storage; block formats are kept as they are.
