@@ -1,8 +1,12 @@
-//! Every family's decoder against logits of the reference implementation, run by the graph evaluator.
+//! Every family's decoder against logits of the reference implementation, run by the graph evaluator and by
+//! the executor.
 
 mod support;
 
-use millrace_models::Checkpoint;
+use millrace_graph::{DType, ParamKind};
+use millrace_kernels::pool::Pool;
+use millrace_kernels::{Executor, Precision, Weights};
+use millrace_models::{Checkpoint, Config, StepShape, decoder};
 use support::{Golden, Sequence, argmax, distance};
 
 const TOLERANCE: f32 = 1e-4;
@@ -75,4 +79,60 @@ fn shared_checkpoints_agree_with_the_reference() {
             }
         }
     }
+}
+
+/// The checkpoints that are checked in, once more on the executor with its packed weights and fast paths.
+#[test]
+fn the_executor_agrees_with_the_reference() {
+    for folder in support::own_checkpoints() {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let golden = Golden::open(&folder.join("golden.safetensors"));
+        for prompt in 0..2 {
+            let (_, ids) = golden.ids(&format!("input_ids.{prompt}"));
+            let (_, expected) = golden.floats(&format!("logits.{prompt}"));
+            let config = checkpoint.config();
+            let context = if ids.len() > config.context { config.max_context } else { config.context };
+            let found = execute(&checkpoint, &config.with_context(context).unwrap(), &ids);
+            let off = distance(&found, &expected);
+            assert!(off <= TOLERANCE, "{name}: prompt {prompt} is off by {off}");
+        }
+    }
+}
+
+/// Logits at every position, from one step.
+fn execute(checkpoint: &Checkpoint, config: &Config, ids: &[u32]) -> Vec<f32> {
+    let count = ids.len();
+    let shape = StepShape {
+        tokens: count,
+        rows: 1,
+        table_blocks: 3,
+        logits: count,
+        width: None,
+        kv_blocks: 3,
+        block_size: 8,
+        kv_dtype: DType::F32,
+        compute: DType::F32,
+    };
+    let graph = decoder(config, &shape, &|name| checkpoint.weight_type(name)).unwrap();
+    let pool = Pool::new(2);
+    let mut weights = Weights::new();
+    for param in graph.params.iter().filter(|param| param.kind == ParamKind::Weight) {
+        if param.name == "head" && checkpoint.tied() {
+            weights.share("head", "embed").unwrap();
+        } else {
+            weights.insert(&param.name, &checkpoint.weight(&param.name).unwrap(), &pool).unwrap();
+        }
+    }
+    let mut executor = Executor::new(pool, Precision::Reference, weights);
+    executor.allocate(&graph).unwrap();
+    let plan = executor.plan(&graph).unwrap();
+    let tokens: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    let positions: Vec<i32> = (0..count as i32).collect();
+    let rows = vec![0; count];
+    let mut logits = vec![0.0; count * config.vocab];
+    executor
+        .run(&plan, &[&tokens, &positions, &rows, &positions, &[0, 1, 2], &positions], &mut [&mut logits])
+        .unwrap();
+    logits
 }

@@ -166,3 +166,97 @@ impl Rope {
         (low as f32, high as f32)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frequencies and factors that transformers 5.23 computes for heads of 16 and an original context of 64.
+    #[test]
+    fn frequencies_agree_with_the_reference() {
+        let long: Arc<[f32]> = (1..9).map(|i| i as f32).collect();
+        let cases = [
+            (
+                5e5,
+                RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 64.0 },
+                [
+                    1.0,
+                    0.079_403_01,
+                    0.004_700_754,
+                    0.000_911_583_13,
+                    0.000_176_776_68,
+                    3.428_102_4e-5,
+                    6.647_869_7e-6,
+                    1.289_173_2e-6,
+                ],
+                1.0,
+            ),
+            (
+                1e4,
+                RopeScaling::Yarn {
+                    factor: 4.0,
+                    beta_fast: 32.0,
+                    beta_slow: 1.0,
+                    original: 64.0,
+                    truncate: true,
+                    attention_factor: 1.138_629_4,
+                },
+                [
+                    1.0,
+                    0.237_170_82,
+                    0.049_999_997,
+                    0.007_905_695,
+                    0.002_5,
+                    0.000_790_569_47,
+                    0.000_25,
+                    7.905_695e-5,
+                ],
+                1.138_629_4,
+            ),
+            (
+                1e4,
+                RopeScaling::Linear { factor: 4.0 },
+                [
+                    0.25,
+                    0.079_056_94,
+                    0.025,
+                    0.007_905_695,
+                    0.002_5,
+                    0.000_790_569_47,
+                    0.000_25,
+                    7.905_695e-5,
+                ],
+                1.0,
+            ),
+            (
+                1e4,
+                RopeScaling::Long {
+                    short: Arc::new([1.0; 8]),
+                    long,
+                    original: 64,
+                    attention_factor: 1.154_700_5,
+                },
+                [
+                    1.0,
+                    0.158_113_88,
+                    0.033_333_335,
+                    0.007_905_695,
+                    0.002,
+                    0.000_527_046_33,
+                    0.000_142_857_14,
+                    3.952_847_3e-5,
+                ],
+                1.154_700_5,
+            ),
+        ];
+        for (theta, scaling, expected, factor) in cases {
+            let rope = Rope { dim: 16, theta, scaling };
+            let (found, scale) = rope.frequencies(128);
+            assert_eq!(scale, factor, "{rope:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                let off = (found - expected).abs() / expected;
+                assert!(off < 3e-7, "{found} instead of {expected} in {rope:?}");
+            }
+        }
+    }
+}
