@@ -144,6 +144,7 @@ fn what_would_change_the_answers_is_refused_by_name() {
         ("gemma2", json!({"layer_types": ["full_attention"]}), "layer_types"),
         ("gemma2", json!({"layer_types": ["full_attention", "chunked_attention"]}), "chunked_attention"),
         ("gemma2", json!({"sliding_window": 0}), "sliding window"),
+        ("gemma2", json!({"sliding_window": null}), "sliding_window: it is missing"),
         ("gemma2", json!({"query_pre_attn_scalar": 0}), "attention scale"),
         ("smollm3", json!({"no_rope_layers": [1]}), "no_rope_layers"),
         ("qwen3_moe_mixed", json!({"mlp_only_layers": 3}), "mlp_only_layers"),

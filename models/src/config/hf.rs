@@ -252,6 +252,9 @@ fn windows(family: Family, f: &Fields<'_>, layers: usize) -> Result<Vec<Option<u
         true => f.unsigned("sliding_window")?,
         false => default,
     };
+    if matches!(family, Gemma2 | Gemma3) && window.is_none() {
+        return Err(f.wrong("sliding_window", "it is missing"));
+    }
     let switched_on = f.bool("use_sliding_window")?.unwrap_or(false);
     let window = match family {
         Qwen2 | Qwen3 | Qwen3Moe | SmolLm3 => window.filter(|_| switched_on),
