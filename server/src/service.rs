@@ -24,6 +24,44 @@ pub struct Model {
     pub metrics: Metrics,
 }
 
+/// A model, and what is worked out about it once.
+pub(crate) struct Loaded {
+    model: Model,
+    /// Bytes of the longest token.
+    longest_token: usize,
+}
+
+impl std::ops::Deref for Loaded {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.model
+    }
+}
+
+impl Loaded {
+    fn new(model: Model) -> Self {
+        let ids = 0..u32::try_from(model.tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        let longest = ids.map(|id| model.tokenizer.token_bytes(id).len()).max().unwrap_or(0);
+        Loaded { model, longest_token: longest.max(1) }
+    }
+
+    /// Refuses a text that must be too long however well it tokenises: megabytes are not worth the time.
+    ///
+    /// # Errors
+    /// 400 for the field.
+    pub(crate) fn check_length(&self, bytes: usize, param: &str) -> Result<(), ApiError> {
+        let (least, max) = (bytes / self.longest_token, self.handle.max_model_len());
+        if least < max {
+            return Ok(());
+        }
+        let message = format!(
+            "{param}: the model's context is {max} tokens long, but a text of {bytes} bytes is at least {least} tokens"
+        );
+        Err(ApiError::too_long(param, message))
+    }
+}
+
 /// Where the process stands.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Phase {
@@ -42,7 +80,7 @@ pub struct Service {
     pub(crate) http: HttpMetrics,
     pub(crate) started: u64,
     pub(crate) bodies: Semaphore,
-    model: OnceLock<Arc<Model>>,
+    model: OnceLock<Arc<Loaded>>,
     phase: watch::Sender<Phase>,
     /// Its receivers are the running requests: each learns through it that it must end, and drain waits until there is
     /// none.
@@ -74,7 +112,7 @@ impl Service {
 
     /// Opens the service: the model is loaded and warm. A second model is ignored.
     pub fn install(&self, model: Model) {
-        if self.model.set(Arc::new(model)).is_err() {
+        if self.model.set(Arc::new(Loaded::new(model))).is_err() {
             tracing::warn!("a model is installed already");
         }
     }
@@ -101,7 +139,7 @@ impl Service {
     ///
     /// # Errors
     /// 503 with the reason.
-    pub(crate) fn ready(&self) -> Result<&Arc<Model>, ApiError> {
+    pub(crate) fn ready(&self) -> Result<&Arc<Loaded>, ApiError> {
         if *self.phase.borrow() != Phase::Serving {
             return Err(ApiError::draining());
         }
@@ -116,7 +154,7 @@ impl Service {
     ///
     /// # Errors
     /// 503 until it is there.
-    pub(crate) fn loaded(&self) -> Result<&Arc<Model>, ApiError> {
+    pub(crate) fn loaded(&self) -> Result<&Arc<Loaded>, ApiError> {
         self.model.get().ok_or_else(|| ApiError::unavailable("model_loading", "the model is still loading"))
     }
 

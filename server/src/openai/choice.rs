@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use crate::service::Model;
+use crate::service::Loaded;
 
 /// What ends a sequence and how its text is made; the same for all choices of a request.
 pub(crate) struct Rules {
@@ -120,7 +120,7 @@ impl Choice {
         events: UnboundedReceiver<Event>,
         rules: Arc<Rules>,
         max_tokens: u32,
-        model: &Model,
+        model: &Loaded,
     ) -> Self {
         Choice {
             events: Some(events),

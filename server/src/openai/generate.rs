@@ -13,7 +13,7 @@ use super::render::{Answer, Echo, Usage, echoed};
 use crate::auth::Tenant;
 use crate::body::{EventSink, Received, Response, events, json_response};
 use crate::error::ApiError;
-use crate::service::{Model, Running, Service};
+use crate::service::{Loaded, Running, Service};
 
 /// Who asks.
 pub(crate) struct Caller {
@@ -65,7 +65,7 @@ struct Submitted {
     api: Api,
     generation: Generation,
     choices: Choices,
-    model: Arc<Model>,
+    model: Arc<Loaded>,
     id: String,
     name: String,
     fingerprint: String,
@@ -75,7 +75,7 @@ struct Submitted {
 fn submit(
     api: Api,
     service: &Service,
-    model: Arc<Model>,
+    model: Arc<Loaded>,
     generation: Generation,
     caller: Caller,
 ) -> Result<Submitted, ApiError> {

@@ -14,7 +14,7 @@ use super::prompt::{self, Prompt};
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::json::{Field, Fields, describe, shorten, wrong};
-use crate::service::{Model, Service};
+use crate::service::{Loaded, Service};
 
 /// Which of the two APIs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,7 +100,7 @@ pub(crate) fn generation(
     api: Api,
     body: &[u8],
     service: &Service,
-    model: &Model,
+    model: &Loaded,
 ) -> Result<Generation, ApiError> {
     let limits = &service.config.limits;
     let mut fields = Fields::body(body)?;
@@ -292,7 +292,7 @@ fn choices(f: &mut Fields) -> Result<u32, ApiError> {
 
 fn sampling(
     f: &mut Fields,
-    model: &Model,
+    model: &Loaded,
     limits: &Limits,
     prompt_only: bool,
 ) -> Result<(SamplingParams, Rules), ApiError> {

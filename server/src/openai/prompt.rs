@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use crate::json::{Field, Fields, describe, shorten, wrong};
-use crate::service::Model;
+use crate::service::Loaded;
 
 /// A prompt to be continued.
 pub(crate) struct Prompt {
@@ -18,7 +18,7 @@ pub(crate) struct Prompt {
 ///
 /// # Errors
 /// 400.
-pub(crate) fn prompts(fields: &mut Fields, model: &Model, max: usize) -> Result<Vec<Prompt>, ApiError> {
+pub(crate) fn prompts(fields: &mut Fields, model: &Loaded, max: usize) -> Result<Vec<Prompt>, ApiError> {
     let add_special = fields.or("add_special_tokens", true)?;
     let many = |n: usize| {
         let fits = n <= max;
@@ -54,10 +54,11 @@ pub(crate) fn prompts(fields: &mut Fields, model: &Model, max: usize) -> Result<
     }
 }
 
-fn of_text(text: String, path: &str, model: &Model, add_special: bool) -> Result<Prompt, ApiError> {
+fn of_text(text: String, path: &str, model: &Loaded, add_special: bool) -> Result<Prompt, ApiError> {
     if text.is_empty() {
         return Err(ApiError::field(path, format!("{path}: empty")));
     }
+    model.check_length(text.len(), path)?;
     let ids = model.tokenizer.encode(&text, add_special).map_err(|e| text_error(path, &e))?;
     Ok(Prompt { ids, text: Some(text) })
 }
@@ -82,7 +83,7 @@ fn text_error(path: &str, error: &TextError) -> ApiError {
 ///
 /// # Errors
 /// 400.
-pub(crate) fn conversation(fields: &mut Fields, model: &Model) -> Result<Prompt, ApiError> {
+pub(crate) fn conversation(fields: &mut Fields, model: &Loaded) -> Result<Prompt, ApiError> {
     let messages = match fields.value("messages") {
         None => return Err(ApiError::field("messages", "messages: missing")),
         Some(Value::Array(list)) if list.is_empty() => {
@@ -101,6 +102,9 @@ pub(crate) fn conversation(fields: &mut Fields, model: &Model) -> Result<Prompt,
         .enumerate()
         .map(|(i, m)| message(&format!("messages[{i}]"), m))
         .collect::<Result<_, _>>()?;
+
+    let bytes = messages.iter().filter_map(|m| m["content"].as_str()).map(str::len).sum();
+    model.check_length(bytes, "messages")?;
 
     // Templates are programs; they come with the model and never from a client.
     fields.refuse("chat_template", &[])?;

@@ -1,0 +1,21 @@
+//! The server over loopback sockets, with the real engine on a model whose every answer is known.
+//!
+//! What is asserted of the API follows the suites of vLLM (`test_completion`, `test_chat`, `test_metrics`,
+//! `test_shutdown`, `test_return_token_ids`) and llama.cpp (`test_chat_completion`, `test_security`).
+
+// A skipped test says so where its reader looks.
+#![allow(clippy::print_stderr)]
+
+mod auth;
+mod chat;
+mod client;
+mod completion;
+mod connection;
+mod disconnect;
+mod drain;
+mod json_suite;
+mod metrics;
+mod model;
+mod server;
+mod tokenize;
+mod validation;
