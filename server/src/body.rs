@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -132,11 +132,13 @@ impl Events {
             if let Poll::Ready(frame) = self.frames.poll_recv(cx) {
                 return Poll::Ready(frame);
             }
-            let Some(producer) = &mut self.producer else { return Poll::Ready(None) };
+            // Without a producer the channel still has frames or is closed: what is pending then is only this task's
+            // turn, of which tokio has arranged the next.
+            let Some(producer) = &mut self.producer else { return Poll::Pending };
             match producer.as_mut().poll(cx) {
                 Poll::Ready(()) => self.producer = None,
                 // What it may have sent before it had to wait.
-                Poll::Pending => return Poll::Ready(ready!(self.frames.poll_recv(cx))),
+                Poll::Pending => return self.frames.poll_recv(cx),
             }
         }
     }
@@ -209,6 +211,27 @@ async fn discard(mut body: Incoming, limits: &Limits) {
         match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
             Some(rest) => left = rest,
             None => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A task that has used up its turn sees channels as pending; that must not look like the end.
+    #[tokio::test]
+    async fn every_event_arrives_however_many_there_are() {
+        for count in 1..400 {
+            let body = events(|mut sink| async move {
+                for i in 0..count {
+                    sink.event(&i);
+                    sink.flush().await;
+                }
+            });
+            let bytes = tokio::spawn(body.into_body().collect()).await.unwrap().unwrap().to_bytes();
+            let expected: String = (0..count).map(|i| format!("data: {i}\n\n")).collect();
+            assert_eq!(bytes, expected);
         }
     }
 }
