@@ -1,0 +1,217 @@
+//! From `--model` to a runner: resolve, map, pack, with progress on a terminal.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use millrace_engine::cpu::{CpuOptions, CpuRunner};
+use millrace_engine::{Batching, EngineConfig, Handle, Observer, Runner};
+use millrace_graph::DType;
+use millrace_kernels::Precision;
+use millrace_models::Checkpoint;
+use millrace_models::text::{ChatTemplate, GenerationDefaults, TemplateError, Tokenizer};
+
+use crate::args::{Backend, KvDtype, ModelArgs, PrecisionArg, WeightDtype};
+
+/// A model that is packed and ready to be run.
+pub(crate) struct Loaded {
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) runner: Box<dyn Runner>,
+    /// What the model is called unless the user says otherwise.
+    pub(crate) name: String,
+    pub(crate) max_model_len: usize,
+    pub(crate) threads: usize,
+}
+
+/// How a model reads and writes text.
+pub(crate) struct Text {
+    pub(crate) tokenizer: Tokenizer,
+    /// `None` where the model has no chat template.
+    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) defaults: GenerationDefaults,
+}
+
+/// A running engine.
+pub(crate) struct Engine {
+    pub(crate) handle: Handle,
+    pub(crate) thread: JoinHandle<Result<(), millrace_engine::RunError>>,
+    pub(crate) vocab: usize,
+    pub(crate) backend: String,
+    pub(crate) threads: usize,
+    pub(crate) kv_bytes: usize,
+}
+
+/// Opens and packs the model that the arguments name.
+pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
+    if args.backend == Backend::Neuron {
+        bail!("this version of Millrace has no Neuron backend yet; run with --backend cpu");
+    }
+    for (flag, value) in [
+        ("--max-num-seqs", args.max_num_seqs),
+        ("--max-num-batched-tokens", args.max_num_batched_tokens),
+        ("--threads", args.threads.unwrap_or(1)),
+    ] {
+        if value == 0 || value > 1 << 20 {
+            bail!("{flag} is {value}; it must lie between 1 and {}", 1 << 20);
+        }
+    }
+    let path = find(&args.model)?;
+    let checkpoint = Checkpoint::open(&path).with_context(|| format!("cannot load {}", path.display()))?;
+    let context = checkpoint.config().context;
+    let max_model_len = match args.max_model_len {
+        None => context,
+        Some(0) => bail!("--max-model-len must be at least 1"),
+        Some(tokens) if tokens > context => {
+            bail!("--max-model-len {tokens} exceeds the {context} tokens that the model was made for")
+        }
+        Some(tokens) => tokens,
+    };
+    let threads = match args.threads {
+        Some(threads) => threads,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    let kv_dtype = match args.kv_dtype {
+        KvDtype::F32 => DType::F32,
+        KvDtype::F16 => DType::F16,
+        KvDtype::Bf16 => DType::BF16,
+    };
+    let options = CpuOptions {
+        threads,
+        precision: match args.precision {
+            PrecisionArg::Reference => Precision::Reference,
+            PrecisionArg::Fast => Precision::Fast,
+        },
+        kv_dtype,
+        block_size: args.block_size,
+        kv_bytes: args.kv_memory.map_or_else(half_of_free_memory, |size| size.0),
+        weight_dtype: match args.dtype {
+            WeightDtype::Auto => None,
+            WeightDtype::F32 => Some(DType::F32),
+            WeightDtype::F16 => Some(DType::F16),
+            WeightDtype::Bf16 => Some(DType::BF16),
+        },
+        max_model_len,
+        max_num_seqs: args.max_num_seqs,
+        max_num_batched_tokens: args.max_num_batched_tokens,
+    };
+    let bar = bytes_bar("packing weights");
+    let runner = CpuRunner::load(&checkpoint, &options, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })
+    .with_context(|| format!("cannot load {}", path.display()))?;
+    bar.finish_and_clear();
+    Ok(Loaded { checkpoint, runner: Box::new(runner), name: model_name(&args.model), max_model_len, threads })
+}
+
+impl Loaded {
+    /// The checkpoint's tokenizer, chat template and recommended sampling parameters.
+    pub(crate) fn text(&self) -> anyhow::Result<Text> {
+        let directory = self.checkpoint.directory();
+        let (tokenizer, template, defaults) = match self.checkpoint.gguf() {
+            Some(file) => (
+                Tokenizer::from_gguf(file),
+                ChatTemplate::from_gguf(file),
+                GenerationDefaults::from_gguf(file),
+            ),
+            None => (
+                Tokenizer::from_directory(directory),
+                ChatTemplate::from_directory(directory),
+                GenerationDefaults::from_directory(directory),
+            ),
+        };
+        let template = match template {
+            Ok(template) => Some(template),
+            Err(TemplateError::Missing { .. }) => None,
+            Err(error) => return Err(error).context("the model's chat template"),
+        };
+        Ok(Text { tokenizer: tokenizer.context("the model's tokenizer")?, template, defaults: defaults? })
+    }
+
+    /// Starts the engine thread.
+    pub(crate) fn start(
+        self,
+        args: &ModelArgs,
+        max_queued_requests: usize,
+        static_batching: bool,
+        observer: Box<dyn Observer>,
+    ) -> anyhow::Result<Engine> {
+        let (vocab, kv) = (self.runner.vocab(), self.runner.kv());
+        let config = EngineConfig {
+            max_num_seqs: args.max_num_seqs,
+            max_num_batched_tokens: args.max_num_batched_tokens,
+            max_model_len: self.max_model_len,
+            max_queued_requests,
+            prefix_caching: !args.no_enable_prefix_caching,
+            seed: args.seed,
+            batching: if static_batching { Batching::Static } else { Batching::Continuous },
+            ..EngineConfig::default()
+        };
+        tracing::info!(
+            kv_blocks = kv.blocks,
+            block_size = kv.block_size,
+            kv_mib = kv.bytes >> 20,
+            max_model_len = self.max_model_len,
+            threads = self.threads,
+            "engine starts"
+        );
+        let (handle, thread) = millrace_engine::start(self.runner, config, observer)?;
+        let (backend, threads) = ("cpu".to_owned(), self.threads);
+        Ok(Engine { handle, thread, vocab, backend, threads, kv_bytes: kv.bytes })
+    }
+}
+
+impl Engine {
+    /// Lets running requests finish and ends the engine thread.
+    pub(crate) fn stop(self) -> anyhow::Result<()> {
+        self.handle.drain();
+        drop(self.handle);
+        match self.thread.join() {
+            Ok(result) => Ok(result?),
+            Err(_) => bail!("the engine thread panicked"),
+        }
+    }
+}
+
+/// The local files of `--model`, downloaded where it is a hub id that is not cached.
+fn find(model: &str) -> anyhow::Result<PathBuf> {
+    let bar = bytes_bar("downloading");
+    let found = millrace_models::hub::resolve(model, &mut |file, done, total| {
+        bar.set_message(file.to_owned());
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    found.with_context(|| format!("cannot find --model {model}"))
+}
+
+/// `SmolLM2.Q4_1` of `/models/SmolLM2.Q4_1.gguf`; a hub id is its own name.
+pub(crate) fn model_name(given: &str) -> String {
+    let Ok(path) = Path::new(given).canonicalize() else {
+        return given.split('@').next().unwrap_or(given).to_owned();
+    };
+    let stem = if path.is_file() { path.file_stem() } else { path.file_name() };
+    stem.map_or_else(|| given.to_owned(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// Half of what the kernel says new programs can have; 4 GiB where it does not say.
+fn half_of_free_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.map_or(4 << 30, |kib| kib * 1024 / 2)
+}
+
+fn bytes_bar(what: &'static str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let template = format!("{what} {{msg}} {{bar:40}} {{bytes}}/{{total_bytes}}");
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(0).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

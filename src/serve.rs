@@ -1,0 +1,108 @@
+//! `millrace serve`: the listener first, so that probes get an answer while the model loads.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use millrace_server::{ApiKey, Metrics, Model, ServerConfig, Service, check_bind, serve};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::ServeArgs;
+use crate::load::{self, Engine, Text};
+
+/// Serves until a signal ends it.
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let api_keys = match &args.api_key_file {
+        None => Vec::new(),
+        Some(path) => {
+            let file = path.display();
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;
+            match ApiKey::parse_file(&text) {
+                Ok(keys) => keys,
+                Err(0) => bail!("{file} holds no API key"),
+                Err(line) => bail!("{file}, line {line}: not an API key (printable ASCII without spaces)"),
+            }
+        }
+    };
+    let address = SocketAddr::new(args.host, args.port);
+    check_bind(address, !api_keys.is_empty(), args.allow_unauthenticated).context(
+        "refusing to listen (--api-key-file gives a key, --allow-unauthenticated opens the server to everybody)",
+    )?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let engine = runtime.block_on(listen(args, address, api_keys))?;
+    match engine {
+        None => Ok(()),
+        Some(engine) => engine.stop(),
+    }
+}
+
+/// Listens, loads, serves and drains. Yields the engine, unless the process was told to end before there was one.
+async fn listen(
+    args: &ServeArgs,
+    address: SocketAddr,
+    api_keys: Vec<ApiKey>,
+) -> anyhow::Result<Option<Engine>> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    let mut model_names = args.served_model_name.clone();
+    if model_names.is_empty() {
+        model_names.push(load::model_name(&args.model.model));
+    }
+    let name = model_names[0].clone();
+    let service = Service::new(ServerConfig {
+        model_names,
+        model_root: Some(args.model.model.clone()),
+        version: crate::VERSION.to_owned(),
+        loopback_hosts_only: address.ip().is_loopback() && api_keys.is_empty(),
+        api_keys,
+        shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
+        ..ServerConfig::default()
+    });
+    let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let signals = tokio::spawn(end_on_signals(service.clone(), terminate, interrupt));
+    let serving = tokio::spawn(serve(listener, service.clone()));
+
+    let engine = {
+        let (model, max_queued_requests) = (args.model.clone(), args.max_queued_requests);
+        let install = service.clone();
+        let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
+            let loaded = load::open(&model)?;
+            let Text { tokenizer, template, defaults } = loaded.text()?;
+            if template.is_none() {
+                tracing::warn!("the model has no chat template: /v1/completions only");
+            }
+            let metrics = Metrics::new(&name, loaded.max_model_len, loaded.runner.kv());
+            let engine = loaded.start(&model, max_queued_requests, false, Box::new(metrics.clone()))?;
+            let handle = engine.handle.clone();
+            install.install(Model { handle, tokenizer, template, defaults, metrics });
+            tracing::info!("ready on http://{address}");
+            Ok(engine)
+        });
+        tokio::select! {
+            loaded = loading => loaded.context("loading the model panicked")??,
+            // A signal came first; what was loaded so far goes with the process.
+            () = async { let _ = signals.await; } => return Ok(None),
+        }
+    };
+    serving.await.context("the server panicked")??;
+    Ok(Some(engine))
+}
+
+/// The first SIGTERM or SIGINT drains, the second aborts what still runs.
+async fn end_on_signals(service: Arc<Service>, mut terminate: Signal, mut interrupt: Signal) {
+    either(&mut terminate, &mut interrupt).await;
+    service.drain();
+    tokio::spawn(async move {
+        either(&mut terminate, &mut interrupt).await;
+        service.abort();
+    });
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
