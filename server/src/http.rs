@@ -123,6 +123,8 @@ fn is_of_peer(error: &io::Error) -> bool {
 fn prepare(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     // A token is small and must not wait for the next one.
     stream.set_nodelay(true)?;
+    // Else the kernel would buffer megabytes for each client that does not read.
+    SockRef::from(stream).set_send_buffer_size(128 << 10)?;
     // Finds peers that vanished without a word, and those that no longer read: both stop acknowledging.
     #[cfg(target_os = "linux")]
     SockRef::from(stream).set_tcp_user_timeout(Some(limits.peer_timeout))?;

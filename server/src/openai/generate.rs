@@ -252,6 +252,9 @@ impl Stream {
                 let (index, delta) = new?;
                 ended[index] = delta.finish.is_some();
                 self.piece(index, &delta, echoes[self.request.prompt(index)].as_deref());
+                if self.sink.is_full() {
+                    break;
+                }
                 match self.request.choices.ready() {
                     Some(next) => new = next,
                     None => break,

@@ -170,3 +170,17 @@ fn a_client_that_does_not_read_stops_nobody() {
     drop(deaf);
     server.wait_idle(PATIENCE);
 }
+
+/// And after a while it is taken for gone, though its machine still answers.
+#[test]
+fn a_client_that_does_not_read_is_given_up() {
+    let mut options = Options::default();
+    options.config.limits.peer_timeout = Duration::from_secs(1);
+    let server = Server::with(options);
+    let mut deaf = server.connect();
+    let body = json!({ "prompt": "Hello", "max_tokens": 500, "stream": true, "n": 32, "logprobs": 20, "ignore_eos": true });
+    deaf.write("POST", "/v1/completions", &[], body.to_string().as_bytes());
+    eventually(Duration::from_secs(20), "it to be given up", || server.finished("abort") > 0.0);
+    server.wait_idle(PATIENCE);
+    drop(deaf);
+}
