@@ -57,6 +57,9 @@ pub(super) struct Direct {
     pub(super) tile: TileFn,
     /// Groups at a time, for one token and for more.
     pub(super) groups: [usize; 2],
+    /// Bytes of a block, where a tile may start at any block: then many tokens pass by a run of columns that stays
+    /// in the first-level cache.
+    pub(super) block_bytes: Option<usize>,
 }
 
 /// Unpacks, and works on the panel.
@@ -83,15 +86,29 @@ impl Kernel {
         }
     }
 
-    fn groups(&self, tokens: usize) -> usize {
-        match (&self.direct, &self.panel) {
-            (Some(direct), panel) if tokens < PANEL_FROM || panel.is_none() => {
-                direct.groups[usize::from(tokens > 1)]
+    /// How this many tokens are multiplied.
+    fn way(&self, tokens: usize) -> Way<'_> {
+        match self {
+            Kernel { panel: Some(panel), direct } if tokens >= PANEL_FROM || direct.is_none() => {
+                Way::Panel(panel)
             }
-            (_, Some(panel)) => panel.groups,
-            _ => unreachable!("a kernel works in one way at least"),
+            Kernel { direct: Some(direct), .. } => Way::Direct(direct),
+            Kernel { .. } => unreachable!("a kernel works in one way at least"),
         }
     }
+
+    /// Groups at a time.
+    fn groups(&self, tokens: usize) -> usize {
+        match self.way(tokens) {
+            Way::Direct(direct) => direct.groups[usize::from(tokens > 1)],
+            Way::Panel(panel) => panel.groups,
+        }
+    }
+}
+
+enum Way<'a> {
+    Direct(&'a Direct),
+    Panel(&'a Panel),
 }
 
 /// One side of a product: a part of a matrix, and the prepared activations it is multiplied with.
@@ -278,18 +295,24 @@ unsafe fn accumulate(
             }
         }
     };
-    match (&kernel.direct, &kernel.panel) {
-        (Some(direct), panel) if tokens.end < PANEL_FROM || panel.is_none() => {
-            tiles(0..blocks, packed, matrix.group_bytes, direct.tile);
+    match kernel.way(tokens.end) {
+        Way::Direct(direct) => {
+            let (columns, block_bytes) = match direct.block_bytes {
+                Some(bytes) if tokens.end >= PANEL_FROM => (PANEL / (bytes * count), bytes),
+                _ => (blocks, 0),
+            };
+            for run in runs(blocks, columns) {
+                // SAFETY: the run lies within the group.
+                let weights = unsafe { packed.add(run.start * block_bytes) };
+                tiles(run, weights, matrix.group_bytes, direct.tile);
+            }
         }
-        (_, Some(p)) => {
-            let columns = PANEL / (p.block_bytes * p.groups);
-            for start in (0..blocks).step_by(columns) {
-                let run = start..(start + columns).min(blocks);
+        Way::Panel(p) => {
+            for run in runs(blocks, PANEL / (p.block_bytes * p.groups)) {
                 let stride = run.len() * p.block_bytes;
                 for i in 0..count {
-                    // SAFETY: the group is one of the matrix's, and the panel has room for `columns` blocks of
-                    // `p.groups` groups.
+                    // SAFETY: the group is one of the matrix's, and the panel has room for a run of `p.groups`
+                    // groups.
                     unsafe {
                         let group = packed.add(i * matrix.group_bytes);
                         (p.unpack)(group, run.clone(), panel.as_mut_ptr().add(i * stride));
@@ -298,8 +321,12 @@ unsafe fn accumulate(
                 tiles(run, panel.as_ptr(), stride, p.tile);
             }
         }
-        _ => unreachable!("a kernel works in one way at least"),
     }
+}
+
+/// `0..blocks` in runs of up to `columns`.
+fn runs(blocks: usize, columns: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..blocks).step_by(columns).map(move |start| start..(start + columns).min(blocks))
 }
 
 /// Moves sums to their place, the padding rows of a last group excepted.

@@ -13,7 +13,7 @@ use std::arch::x86_64::{
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{broadcast, broadcast_float, load_f16, tile};
+use super::{broadcast, broadcast_float, load_f16, settle, tile};
 use crate::matrix::drive::{Direct, Kernel, Panel, Tile};
 use crate::matrix::format::{BLOCK, Bytes, LANES, Q6K, Q8_0};
 use crate::matrix::{Activations, TILE};
@@ -21,7 +21,7 @@ use crate::matrix::{Activations, TILE};
 /// The kernels of a format.
 pub(super) fn kernel<F: Vectors>() -> Kernel {
     Kernel {
-        direct: Some(Direct { tile: direct_tile::<F>, groups: [1, 2] }),
+        direct: Some(Direct { tile: direct_tile::<F>, groups: [1, 2], block_bytes: None }),
         panel: Some(Panel {
             unpack: unpack::<F>,
             tile: panel_tile::<F>,
@@ -185,6 +185,7 @@ unsafe fn panel_tile<F: Vectors>(t: &Tile) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::needless_range_loop, reason = "sums are indexed by group and token, in either order")]
 unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
     let halves = if S::HALVES { 2 } else { 1 };
     for block in 0..t.blocks {
@@ -205,6 +206,7 @@ unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
                             long[r][c] = _mm256_add_epi32(long[r][c], _mm256_madd_epi16(codes[r], x));
                         }
                     }
+                    long.as_flattened_mut().iter_mut().for_each(|sum| settle(sum));
                 }
                 for (r, long) in long.iter().enumerate() {
                     let d = S::scales(t.weights.add(r * t.stride), block, half);

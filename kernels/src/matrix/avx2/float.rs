@@ -6,29 +6,22 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-use super::{broadcast_float, load_f16, tile};
+use super::{broadcast_float, load_f16, settle_floats, tile};
 use crate::matrix::TILE;
 use crate::matrix::drive::{Direct, Kernel, Panel, Tile};
 use crate::matrix::format::{BF16, BLOCK, F16, F32, LANES};
 
-/// Bytes of a block in a panel.
-const PANEL_BLOCK: usize = 4 * LANES * BLOCK;
-
-/// The kernels of a plain format.
+/// The kernel of a plain format. Widening costs so little that a panel of floats would not pay.
 pub(super) fn plain<F: Pairs>() -> Kernel {
-    Kernel {
-        direct: Some(Direct { tile: direct_tile::<F>, groups: [3, 3] }),
-        panel: Some(Panel { unpack: unpack::<F>, ..panel() }),
-    }
+    let block_bytes = Some(F::STRIDE * BLOCK / 2);
+    Kernel { direct: Some(Direct { tile: direct_tile::<F>, groups: [3, 2], block_bytes }), panel: None }
 }
 
 /// The kernel of a format that a function can dequantise to `[column][row]` floats.
 pub(super) fn dequantised(unpack: unsafe fn(*const u8, Range<usize>, *mut u8)) -> Kernel {
-    Kernel { direct: None, panel: Some(Panel { unpack, ..panel() }) }
-}
-
-fn panel() -> Panel {
-    Panel { unpack: unpack::<F32>, tile: direct_tile::<F32>, block_bytes: PANEL_BLOCK, groups: 3 }
+    let tile = direct_tile::<F32>;
+    let block_bytes = F32::STRIDE * BLOCK / 2;
+    Kernel { direct: None, panel: Some(Panel { unpack, tile, block_bytes, groups: 2 }) }
 }
 
 /// A plain format, two columns of eight rows at a time.
@@ -105,25 +98,13 @@ impl Pairs for BF16 {
     }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack<F: Pairs>(group: *const u8, blocks: Range<usize>, panel: *mut u8) {
-    let out = panel.cast::<f32>();
-    for (i, pair) in (blocks.start * BLOCK / 2..blocks.end * BLOCK / 2).enumerate() {
-        // SAFETY: the group has these blocks, and the panel has room for them.
-        unsafe {
-            let at = group.add(pair * F::STRIDE);
-            _mm256_storeu_ps(out.add(2 * i * LANES), F::even(at));
-            _mm256_storeu_ps(out.add((2 * i + 1) * LANES), F::odd(at));
-        }
-    }
-}
-
 unsafe fn direct_tile<F: Pairs>(t: &Tile) {
     // SAFETY: the caller's promises are those asked for.
     unsafe { tile!(products::<F>(t), groups 1 2 3) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::needless_range_loop, reason = "sums are indexed by group and token, in either order")]
 unsafe fn products<F: Pairs, const R: usize, const C: usize>(t: &Tile) {
     let mut z = [[_mm256_setzero_ps(); C]; R];
     // SAFETY: `Tile` promises these weights, activations and sums.
@@ -147,6 +128,7 @@ unsafe fn products<F: Pairs, const R: usize, const C: usize>(t: &Tile) {
                     z[r][c] = _mm256_fmadd_ps(w[r], x, z[r][c]);
                 }
             }
+            z.as_flattened_mut().iter_mut().for_each(|sum| settle_floats(sum));
             for (r, w) in w.iter_mut().enumerate() {
                 *w = F::odd(weights.add(r * t.stride));
             }
@@ -156,6 +138,7 @@ unsafe fn products<F: Pairs, const R: usize, const C: usize>(t: &Tile) {
                     z[r][c] = _mm256_fmadd_ps(w[r], x, z[r][c]);
                 }
             }
+            z.as_flattened_mut().iter_mut().for_each(|sum| settle_floats(sum));
         }
         for (r, z) in z.iter().enumerate() {
             for (c, z) in z.iter().enumerate() {

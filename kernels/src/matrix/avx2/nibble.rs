@@ -14,7 +14,7 @@ use std::arch::x86_64::{
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::{broadcast, broadcast_float, load_f16, tile};
+use super::{broadcast, broadcast_float, load_f16, settle, tile};
 use crate::matrix::drive::{Direct, Kernel, Panel, Tile};
 use crate::matrix::format::{BLOCK, LANES, Nibbles, Scales};
 use crate::matrix::{Activations, TILE};
@@ -26,7 +26,7 @@ pub(super) fn kernel<F: Nibbles>() -> Kernel {
         _ => (panel_tile::<5> as unsafe fn(&Tile), 2),
     };
     Kernel {
-        direct: Some(Direct { tile: direct_tile::<F>, groups: [1, 2] }),
+        direct: Some(Direct { tile: direct_tile::<F>, groups: [1, 2], block_bytes: None }),
         panel: Some(Panel { unpack: unpack::<F>, tile: panel, block_bytes: PANEL_BLOCK, groups }),
     }
 }
@@ -161,6 +161,7 @@ unsafe fn panel_tile<const BITS: usize>(t: &Tile) {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::needless_range_loop, reason = "sums are indexed by group and token, in either order")]
 unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
     let ones = _mm256_set1_epi16(1);
     for block in 0..t.blocks {
@@ -181,6 +182,7 @@ unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
                             short[r][c] = _mm256_add_epi16(short[r][c], _mm256_maddubs_epi16(codes[r], x));
                         }
                     }
+                    short.as_flattened_mut().iter_mut().for_each(|sum| settle(sum));
                 }
                 if half == 1 || S::BITS == 5 {
                     for r in 0..R {
