@@ -39,6 +39,10 @@ pub(crate) struct ModelArgs {
     /// New tokens computed in one iteration: the prompt chunk beside the running answers.
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     pub(crate) max_num_batched_tokens: usize,
+    /// Prompt tokens computed in an iteration that also decodes: fewer keep the pauses of running answers
+    /// shorter, more bring first tokens sooner.
+    #[arg(long, value_name = "TOKENS", default_value_t = 96)]
+    pub(crate) max_prefill_beside_decode: usize,
     /// Tokens in a KV block.
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
     pub(crate) block_size: usize,

@@ -143,6 +143,7 @@ impl Loaded {
         let config = EngineConfig {
             max_num_seqs: args.max_num_seqs,
             max_num_batched_tokens: args.max_num_batched_tokens,
+            max_prefill_beside_decode: args.max_prefill_beside_decode,
             max_model_len: self.max_model_len,
             max_queued_requests,
             prefix_caching: !args.no_enable_prefix_caching,

@@ -7,9 +7,11 @@ mod generate;
 mod load;
 mod serve;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Command};
 
@@ -18,9 +20,12 @@ const VERSION: &str = env!("MILLRACE_VERSION");
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("MILLRACE_LOG");
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter = EnvFilter::try_from_env("MILLRACE_LOG");
+    // A server's log is its voice; a command that prints its result speaks up only where something is wrong.
+    let quiet = !matches!(cli.command, Command::Serve(_));
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new(if quiet { "warn" } else { "info" }));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match &cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Generate(args) => generate::run(args),
