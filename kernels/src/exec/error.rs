@@ -2,7 +2,7 @@
 
 use std::panic::Location;
 
-use millrace_graph::Type;
+use millrace_graph::{GraphError, Type};
 
 use crate::dequant::FormatError;
 use crate::kv::KvError;
@@ -57,6 +57,9 @@ pub enum WeightError {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
+    /// The graph is ill-formed.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     /// There is no kernel for a node: its op, its element type, or a layout that would take a copy.
     #[error("{op} at {location}: {why}")]
     Unsupported {

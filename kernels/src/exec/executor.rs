@@ -131,9 +131,11 @@ impl Executor {
     /// largest of them.
     ///
     /// # Errors
-    /// Where there is no kernel for a node, a weight or state is not there or of another type, or memory for
+    /// Where the graph is ill-formed, there is no kernel for a node, a weight or state is not there or of another type, or memory for
     /// the values is not to be had. The message names the node and where it was built.
     pub fn plan(&mut self, graph: &Graph) -> Result<Plan, PlanError> {
+        // Kernels rely on operands having the types that the builder infers, and a graph's fields are open.
+        graph.verify()?;
         let workers = self.pool.threads();
         let (weights, states, precision) = (&self.weights, &self.states, self.precision);
         let lowered = lower(graph, Backing { weights, states, precision, workers })?;

@@ -18,7 +18,7 @@ use super::place::{Place, place};
 use super::plan::{AttentionPhase, Encode, Encoded, Product, RowKind, RowOp, Slot, Work};
 use super::states::States;
 use super::view::View;
-use super::weights::{WeightData, Weights};
+use super::weights::Weights;
 use crate::kv::KvRole;
 use crate::matrix::{Activations, Precision};
 use crate::ops::elementwise::Arithmetic;
@@ -51,34 +51,32 @@ pub(crate) struct Backing<'a> {
 
 /// What a node has become.
 #[derive(Clone, Copy)]
-enum Value {
+pub(super) enum Value {
     /// Nothing that an output depends on.
     Dead,
     View(View),
     Input(u32),
     /// A parameter, looked up where it is used.
     Weight,
-    /// A cache in its current version.
+    /// A cache. There is one version of it at a time, as verification checks.
     State(u32),
 }
 
-struct Lowering<'a> {
-    graph: &'a Graph,
-    backing: Backing<'a>,
+pub(super) struct Lowering<'a> {
+    pub(super) graph: &'a Graph,
+    pub(super) backing: Backing<'a>,
     flow: Flow,
-    values: Vec<Value>,
-    phases: Phases,
-    checks: Vec<Check>,
+    pub(super) values: Vec<Value>,
+    pub(super) phases: Phases,
+    pub(super) checks: Vec<Check>,
     schedules: Vec<AttentionPhase>,
-    /// The node that is each state's current version.
-    versions: HashMap<u32, NodeId>,
     /// The activations encoded last: whose, and in which forms.
     encoded: (Option<View>, Vec<Encoded>),
     /// Additions that a linear layer has taken over.
     absorbed: HashMap<u32, View>,
 }
 
-type Lower<T> = Result<T, PlanError>;
+pub(super) type Lower<T> = Result<T, PlanError>;
 
 /// Lowers a graph.
 pub(crate) fn lower(graph: &Graph, backing: Backing<'_>) -> Lower<Lowered> {
@@ -90,7 +88,6 @@ pub(crate) fn lower(graph: &Graph, backing: Backing<'_>) -> Lower<Lowered> {
         phases: Phases::default(),
         checks: Vec::new(),
         schedules: Vec::new(),
-        versions: HashMap::new(),
         encoded: (None, Vec::new()),
         absorbed: HashMap::new(),
     };
@@ -129,7 +126,7 @@ impl<'a> Lowering<'a> {
             return Err(unsupported(node, format!("{}: values are f32 on the CPU", node.ty)));
         }
         let view = match &node.op {
-            Op::Fused(Fused::WriteKv) => return self.write_kv(id, node),
+            Op::Fused(Fused::WriteKv) => return self.write_kv(node),
             Op::Fused(fused) => self.fused(id, node, fused)?,
             Op::Binary(op) => self.binary(id, node, *op)?,
             Op::Reshape | Op::Slice { .. } | Op::Convert => {
@@ -160,7 +157,6 @@ impl<'a> Lowering<'a> {
                         format!("the graph has {ty}, allocated is {}", self.backing.states.get(state).ty());
                     return Err(error(&why));
                 }
-                self.versions.insert(state, id);
                 Ok(Value::State(state))
             }
         }
@@ -317,14 +313,13 @@ impl<'a> Lowering<'a> {
         Experts::new(&mut self.phases, x, router, [gate, up, down], hidden, how)
     }
 
-    fn write_kv(&mut self, id: NodeId, node: &Node) -> Lower<Value> {
+    fn write_kv(&mut self, node: &Node) -> Lower<Value> {
         let state = self.state(node, node.inputs[0])?;
         let at = self.view(node, node.inputs[1])?;
         let slots = self.input(node, node.inputs[2])?;
         let ty = self.backing.states.get(state).ty();
         self.check(Check::Distinct { input: slots, bound: ty.shape[0] * ty.shape[1] });
         self.phases.push_row_op(RowOp { kind: RowKind::WriteKv { state, slots }, from: None, at });
-        self.versions.insert(state, id);
         Ok(Value::State(state))
     }
 
@@ -454,98 +449,6 @@ impl<'a> Lowering<'a> {
     fn fresh(&mut self, node: &Node) -> View {
         View::dense(self.phases.storage(node.ty.elements()), &node.ty)
     }
-
-    fn check(&mut self, check: Check) {
-        if !self.checks.contains(&check) {
-            self.checks.push(check);
-        }
-    }
-
-    fn view(&self, node: &Node, input: NodeId) -> Lower<View> {
-        match self.values[input.index()] {
-            Value::View(view) => Ok(view),
-            _ => Err(unsupported(node, format!("operand {} is not a computed value", self.graph.ty(input)))),
-        }
-    }
-
-    fn input(&self, node: &Node, input: NodeId) -> Lower<u32> {
-        match self.values[input.index()] {
-            Value::Input(index) => Ok(index),
-            _ => Err(unsupported(node, format!("the indices {} are not an input", self.graph.ty(input)))),
-        }
-    }
-
-    fn state(&self, node: &Node, input: NodeId) -> Lower<u32> {
-        match self.values[input.index()] {
-            Value::State(state) if self.versions.get(&state) == Some(&input) => Ok(state),
-            Value::State(_) => {
-                Err(unsupported(node, "the cache has been written since; it is replaced in place".into()))
-            }
-            _ => Err(unsupported(node, format!("operand {} is not a state", self.graph.ty(input)))),
-        }
-    }
-
-    fn weight(&self, node: &Node, input: NodeId, matrix: bool) -> Lower<u32> {
-        let Op::Parameter(param) = self.graph.node(input).op else {
-            return Err(unsupported(node, format!("operand {} is not a weight", self.graph.ty(input))));
-        };
-        let param = self.graph.param(param);
-        let refuse = |why: String| {
-            let (op, location) = (node.op.name(), node.location);
-            Err(PlanError::Weight { name: param.name.clone(), op, location, why })
-        };
-        let Some(index) = self.backing.weights.find(&param.name).filter(|_| param.kind == ParamKind::Weight)
-        else {
-            return refuse("there is none of this name".into());
-        };
-        let (stored, wanted) = (self.backing.weights.get(index), self.graph.ty(input));
-        if stored.ty != *wanted {
-            return refuse(format!("the graph has {wanted}, stored is {}", stored.ty));
-        }
-        if matches!(stored.data, WeightData::Matrix(_)) != matrix {
-            return refuse(format!("{wanted} is of another rank than this op wants"));
-        }
-        Ok(index)
-    }
-
-    /// Gives each result its memory: the caller's own where the value fills a storage, else a copy at the end.
-    fn outputs(&mut self) -> Lower<Vec<Slot>> {
-        let graph = self.graph;
-        let mut slots = Vec::new();
-        let mut replaced = Vec::new();
-        for output in &graph.outputs {
-            let node = graph.node(output.node);
-            match (output.alias, self.values[output.node.index()]) {
-                (Some(param), Value::State(state)) => {
-                    let named = self.backing.states.find(&graph.param(param).name);
-                    if named != Some(state) || self.versions.get(&state) != Some(&output.node) {
-                        return Err(unsupported(node, format!("output {:?} is another cache", output.name)));
-                    }
-                    replaced.push(state);
-                }
-                (None, Value::View(view)) => {
-                    let index = slots.len() as u32;
-                    slots.push(Slot { name: output.name.clone(), elements: node.ty.elements() });
-                    self.phases.give_out(view, index);
-                }
-                _ => {
-                    let why =
-                        format!("output {:?} is neither a computed value nor a written cache", output.name);
-                    return Err(unsupported(node, why));
-                }
-            }
-        }
-        for (state, node) in &self.versions {
-            let node = graph.node(*node);
-            if matches!(node.op, Op::Fused(Fused::WriteKv)) && !replaced.contains(state) {
-                return Err(unsupported(
-                    node,
-                    "the written cache is no output; it is replaced in place".into(),
-                ));
-            }
-        }
-        Ok(slots)
-    }
 }
 
 /// Floats that encoded rows take, in whole cache lines so that workers' copies do not share any.
@@ -553,6 +456,6 @@ pub(crate) fn floats(form: Activations, rows: usize, cols: usize) -> usize {
     form.bytes(rows, cols).div_ceil(size_of::<f32>()).next_multiple_of(16)
 }
 
-fn unsupported(node: &Node, why: String) -> PlanError {
+pub(super) fn unsupported(node: &Node, why: String) -> PlanError {
     PlanError::Unsupported { op: node.op.name(), location: node.location, why }
 }

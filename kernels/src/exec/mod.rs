@@ -12,6 +12,7 @@ mod executor;
 mod experts;
 mod flow;
 mod lower;
+mod operands;
 mod phases;
 mod place;
 mod plan;

@@ -1,4 +1,5 @@
-//! The exponential and the hyperbolic tangent, branch-free so that loops over them vectorise. Reductions and coefficients are those of Cephes' `expf` and `tanhf` (S. Moshier).
+//! The exponential and the hyperbolic tangent, branch-free so that loops over them vectorise. Reductions and
+//! coefficients are those of Cephes' `expf` and `tanhf` (S. Moshier).
 
 /// `e^x`, within 2 ulp; overflows to infinity, underflows through the subnormals to zero, keeps NaN.
 #[inline(always)]
@@ -35,7 +36,7 @@ pub(crate) fn tanh(x: f32) -> f32 {
     p = p.mul_add(z, 2.063_908_8e-2);
     p = p.mul_add(z, -5.373_971_6e-2);
     p = p.mul_add(z, 1.333_144_2e-1);
-    p = p.mul_add(z, -3.333_328_2e-1);
+    p = p.mul_add(z, -0.333_332_8);
     let small = (p * z).mul_add(x, x);
     let large = 1.0 - 2.0 / (exp(2.0 * x.abs()) + 1.0);
     (if x.abs() < 0.625 { small } else { large }).copysign(x)
