@@ -18,7 +18,7 @@ pub enum Batching {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EngineConfig {
     /// Sequences in a batch. As each of them may want a token of every step, no more than
-    /// `max_num_batched_tokens` are run.
+    /// `max_num_batched_tokens` are run, nor than 65536.
     pub max_num_seqs: usize,
     /// New tokens in a step, of prompts and decodes together.
     pub max_num_batched_tokens: usize,

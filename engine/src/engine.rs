@@ -25,6 +25,9 @@ use crate::{EngineConfig, FinishReason, Logits, Observer, RequestError, Row, Run
 /// of the queue's length.
 const SWEEP: usize = 256;
 
+/// More sequences at once than any backend has use for.
+const MAX_SEQS: usize = 1 << 16;
+
 /// Starts the engine's thread. It ends after [`Handle::drain`] or [`Handle::shutdown`], when the last handle is
 /// dropped and nothing is left to do, or with the error that the backend did not survive.
 ///
@@ -42,10 +45,11 @@ pub fn start(
     let handle = Handle::new(sender, shared.clone(), Bounds::new(&config, kv, runner.vocab()));
     let engine = Engine {
         figures: Figures::new(observer, shared.clone(), limits.rows),
-        scheduler: Scheduler::new(Pool::new(kv.blocks, kv.block_size), limits),
         sampler: Sampler::new(runner.vocab()),
         live: FxHashMap::default(),
-        plan: Plan::default(),
+        // Tables that share blocks may come to need more; then it grows, once.
+        plan: Plan::with_capacity(limits.tokens, limits.rows, kv.blocks),
+        scheduler: Scheduler::new(Pool::new(kv.blocks, kv.block_size), limits),
         logits: Logits::default(),
         parts: Vec::new(),
         ended: Vec::new(),
@@ -92,10 +96,13 @@ fn limits(runner: &dyn Runner, config: &EngineConfig) -> Result<Limits, StartErr
         );
         return refuse("max_model_len", message);
     }
-    let tokens = config.max_num_batched_tokens.min(step.tokens);
+    // Rows give counts and positions in 32 bits; buffers are made for as many tokens as these sequences can have.
+    let seqs = config.max_num_seqs.min(MAX_SEQS);
+    let tokens =
+        config.max_num_batched_tokens.min(step.tokens).min(seqs.saturating_mul(max)).min(u32::MAX as usize);
     Ok(Limits {
         tokens,
-        rows: config.max_num_seqs.min(step.rows).min(step.logits).min(tokens),
+        rows: seqs.min(step.rows).min(step.logits).min(tokens),
         logits: step.logits,
         prefill_beside_decode: config.max_prefill_beside_decode,
         batching: config.batching,

@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::pool::Key;
+use crate::sampler::penalised;
 use crate::sequence::Prompt;
 use crate::validate::{self, Bounds};
-use crate::{Event, Request, SamplingParams, SubmitError};
+use crate::{Event, Request, SamplingParams, SubmitError, TokenId};
 
 /// A request past validation.
 pub(crate) struct Incoming {
     pub(crate) prompt: Arc<Prompt>,
     pub(crate) params: SamplingParams,
+    pub(crate) penalised: Arc<[TokenId]>,
     pub(crate) priority: i32,
     pub(crate) arrival: Instant,
     pub(crate) choices: Vec<UnboundedSender<Event>>,
@@ -118,6 +120,7 @@ impl Handle {
         } else {
             Key::private(self.shared.unshared.fetch_add(1, Ordering::Relaxed))
         };
+        let penalised = penalised(&request.prompt, &request.params);
         let prompt = Arc::new(Prompt::new(request.prompt, root, self.bounds.block_size));
 
         let open = self.shared.door();
@@ -130,7 +133,7 @@ impl Handle {
         }
         let (choices, receivers) = (0..request.n).map(|_| unbounded_channel()).unzip();
         let (params, priority) = (request.params, request.priority);
-        let incoming = Box::new(Incoming { prompt, params, priority, arrival, choices });
+        let incoming = Box::new(Incoming { prompt, params, penalised, priority, arrival, choices });
         self.shared.queued.fetch_add(1, Ordering::Relaxed);
         if self.inbox.send(Message::Submit(incoming)).is_err() {
             self.shared.left_queue();

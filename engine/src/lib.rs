@@ -27,7 +27,7 @@ pub use request::{
     Event, FinishReason, Logprob, Request, RequestError, SamplingParams, SubmitError, TokenLogprobs,
 };
 pub use runner::{KvSpec, Logits, RunError, Runner, StepLimits};
-pub use sampler::{NoCandidate, Sampled, Sampler, SamplerState};
+pub use sampler::{NoCandidate, Sampled, Sampler, SamplerState, penalised};
 pub use schedule::{Limits, Plan, Scheduler};
 pub use sequence::{Place, Prompt, Sequence};
 pub use step::{BlockId, Row, SeqId, Step, TokenId, Want};

@@ -65,11 +65,11 @@ pub(crate) fn request_of(seq: SeqId) -> (u64, usize) {
 
 impl Live {
     pub(crate) fn new(number: u64, incoming: Incoming, seed: u64, max_model_len: usize) -> Self {
-        let Incoming { prompt, params, priority, arrival, choices } = incoming;
+        let Incoming { prompt, params, penalised, priority, arrival, choices } = incoming;
         let params = Arc::new(params);
         let choice = |(index, events): (usize, _)| Choice {
             place: Place { priority, seq: SeqId(number * u64::from(MAX_CHOICES) + index as u64) },
-            sampler: SamplerState::new(params.clone(), seed, index as u32, &prompt.tokens),
+            sampler: SamplerState::new(params.clone(), seed, index as u32, penalised.clone()),
             prompt_logprobs: params.prompt_logprobs.iter().map(|_| None).collect(),
             events,
             tokens: 0,

@@ -52,6 +52,18 @@ pub struct Plan {
     pub prefix_hits: usize,
 }
 
+impl Plan {
+    /// With room for steps of so many tokens and rows, and for tables of so many blocks together.
+    pub fn with_capacity(tokens: usize, rows: usize, blocks: usize) -> Self {
+        let step = Step {
+            tokens: Vec::with_capacity(tokens),
+            blocks: Vec::with_capacity(blocks),
+            rows: Vec::with_capacity(rows),
+        };
+        Plan { step, admitted: Vec::with_capacity(rows), ..Plan::default() }
+    }
+}
+
 /// What prompts may still take from a step.
 struct Left {
     tokens: usize,

@@ -28,19 +28,37 @@ pub struct SamplerState {
     seed: u64,
     choice: u32,
     position: u32,
-    // How often each token was put out; with 0, those of the prompt. Only with penalties.
-    counts: FxHashMap<TokenId, u32>,
+    // Those of the prompt that the repetition penalty applies to: ascending, each once.
+    prompt: Arc<[TokenId]>,
+    // Only with penalties.
+    output: FxHashMap<TokenId, Count>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Count {
+    times: u32,
+    in_prompt: bool,
+}
+
+/// The tokens of a prompt that are penalised: each once, ascending; none without a repetition penalty. Worked
+/// out once for all choices of a request.
+pub fn penalised(prompt: &[TokenId], params: &SamplingParams) -> Arc<[TokenId]> {
+    if params.repetition_penalty == 1.0 {
+        return Arc::new([]);
+    }
+    let mut tokens = prompt.to_vec();
+    tokens.sort_unstable();
+    tokens.dedup();
+    tokens.into()
 }
 
 impl SamplerState {
-    /// For choice number `choice` of a request.
-    pub fn new(params: Arc<SamplingParams>, seed: u64, choice: u32, prompt: &[TokenId]) -> Self {
-        let mut state = SamplerState { params, seed, choice, position: 0, counts: FxHashMap::default() };
+    /// For choice number `choice` of a request, with the [`penalised`] tokens of its prompt.
+    pub fn new(params: Arc<SamplingParams>, seed: u64, choice: u32, prompt: Arc<[TokenId]>) -> Self {
+        let mut state =
+            SamplerState { params, seed, choice, position: 0, prompt, output: FxHashMap::default() };
         if state.penalises() {
-            state.counts.reserve(PENALISED.min(state.params.max_tokens as usize));
-        }
-        if state.params.repetition_penalty != 1.0 {
-            state.counts.extend(prompt.iter().map(|token| (*token, 0)));
+            state.output.reserve(PENALISED.min(state.params.max_tokens as usize));
         }
         state
     }
@@ -49,7 +67,8 @@ impl SamplerState {
     pub fn accept(&mut self, token: TokenId) {
         self.position += 1;
         if self.penalises() {
-            *self.counts.entry(token).or_default() += 1;
+            let first = || Count { times: 0, in_prompt: self.prompt.binary_search(&token).is_ok() };
+            self.output.entry(token).or_insert_with(first).times += 1;
         }
     }
 
@@ -71,12 +90,18 @@ impl SamplerState {
         for (token, bias) in &params.logit_bias {
             logits[*token as usize] += bias;
         }
-        for (token, count) in &self.counts {
-            let logit = &mut logits[*token as usize];
+        let repeated = |logit: &mut f32| {
             *logit *= if *logit > 0.0 { 1.0 / params.repetition_penalty } else { params.repetition_penalty };
-            if *count > 0 {
-                *logit -= params.presence_penalty + params.frequency_penalty * *count as f32;
+        };
+        for token in &*self.prompt {
+            repeated(&mut logits[*token as usize]);
+        }
+        for (token, count) in &self.output {
+            let logit = &mut logits[*token as usize];
+            if !count.in_prompt {
+                repeated(logit);
             }
+            *logit -= params.presence_penalty + params.frequency_penalty * count.times as f32;
         }
         if self.masks() {
             let eos = if params.ignore_eos { &[][..] } else { &params.eos_token_ids };

@@ -73,7 +73,7 @@ fn truncation() -> impl Strategy<Value = SamplingParams> {
 }
 
 fn state(params: &SamplingParams, seed: u64, choice: u32) -> SamplerState {
-    SamplerState::new(Arc::new(params.clone()), seed, choice, &[])
+    SamplerState::new(Arc::new(params.clone()), seed, choice, Arc::new([]))
 }
 
 proptest! {
@@ -142,7 +142,8 @@ proptest! {
             logit_bias: bias.clone(), min_tokens, ignore_eos, stop_token_ids: vec![3], eos_token_ids: vec![5, 400],
             logprobs: Some(3), max_tokens: 100, ..SamplingParams::default()
         };
-        let mut state = SamplerState::new(Arc::new(params), 0, 0, &prompt);
+        let penalised = penalised(&prompt, &params);
+        let mut state = SamplerState::new(Arc::new(params), 0, 0, penalised);
         output.iter().for_each(|token| state.accept(*token));
         let mut sampler = Sampler::new(12);
         let mut adjusted = logits.clone();

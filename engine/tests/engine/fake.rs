@@ -227,7 +227,7 @@ impl Outcome {
 pub(crate) fn expected(request: &Request, choice: u32, max_model_len: usize) -> Outcome {
     let params = Arc::new(request.params.clone());
     let seed = params.seed.expect("only seeded requests are reproducible");
-    let mut state = SamplerState::new(params.clone(), seed, choice, &request.prompt);
+    let mut state = SamplerState::new(params.clone(), seed, choice, penalised(&request.prompt, &params));
     let mut sampler = Sampler::new(VOCAB);
     let mut tokens = request.prompt.clone();
     let prompt_logprobs = params.prompt_logprobs.map(|top| {
