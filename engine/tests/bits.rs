@@ -57,7 +57,8 @@ fn asked(vocab: u32) -> impl Strategy<Value = Asked> {
         },
     );
     let sampling = (prop::sample::select(vec![0.0f32, 0.0, 0.8, 1.5]), 0..1000u64, 1..4u32, -1..2i32);
-    let extras = (any::<bool>(), prop::sample::select(vec![1.0f32, 1.2]), prop::option::weighted(0.2, 0..4u32));
+    let extras =
+        (any::<bool>(), prop::sample::select(vec![1.0f32, 1.2]), prop::option::weighted(0.2, 0..4u32));
     (prompt, 1..12u32, sampling, extras).prop_map(
         |(prompt, max_tokens, (temperature, seed, n, priority), (logprobs, penalty, leaves_after))| Asked {
             prompt,
@@ -131,7 +132,8 @@ fn engine(checkpoint: &Checkpoint, case: &Case, seen: &Arc<Seen>) -> Handle {
         prefix_caching: case.caching,
         ..EngineConfig::default()
     };
-    let (handle, _thread) = start(Box::new(runner), config, Box::new(Watch(seen.clone()))).expect("it starts");
+    let (handle, _thread) =
+        start(Box::new(runner), config, Box::new(Watch(seen.clone()))).expect("it starts");
     handle
 }
 
@@ -166,7 +168,10 @@ fn ask(handle: &Handle, asked: &[Asked], leave: bool) -> Vec<Vec<Option<Answer>>
             while let Some(event) = events.blocking_recv() {
                 match event {
                     Event::Started { prompt_logprobs, .. } => answer.extend(
-                        prompt_logprobs.iter().flatten().map(|l| (l.chosen.token, l.chosen.logprob.to_bits())),
+                        prompt_logprobs
+                            .iter()
+                            .flatten()
+                            .map(|l| (l.chosen.token, l.chosen.logprob.to_bits())),
                     ),
                     Event::Token { token, logprobs } => {
                         let bits = logprobs.expect("asked for").chosen.logprob.to_bits();
