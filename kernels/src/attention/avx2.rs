@@ -61,6 +61,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, from: *const u8, bytes: usize) {
+        for line in (0..bytes).step_by(64) {
+            // SAFETY: a hint, which cannot fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast()) };
+        }
+    }
+
+    #[inline(always)]
     fn call<F: Function>(self, function: F) {
         // SAFETY: the instructions exist, as `self` proves.
         unsafe { outlined(self, function) };

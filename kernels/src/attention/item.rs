@@ -21,7 +21,9 @@ pub struct Scratch {
     /// Records of the segment at hand, and of all before it.
     segment: Vec<f32>,
     total: Vec<f32>,
-    /// The tokens that each token of a run sees in the tile at hand.
+    /// What the group's tokens see.
+    views: Vec<View>,
+    /// What those of a run see of the tile at hand: from, to.
     ranges: Vec<(usize, usize)>,
     tile: tile::Scratch,
 }
@@ -40,6 +42,7 @@ impl Scratch {
             q: vec![0.0; queries * shape.dim],
             segment: vec![0.0; queries * shape.record()],
             total: vec![0.0; queries * shape.record()],
+            views: vec![View::default(); tokens],
             ranges: vec![(0, 0); tokens],
             tile: tile::Scratch::new(&shape, queries),
         }
@@ -47,6 +50,28 @@ impl Scratch {
 
     pub(super) fn shape(&self) -> &Shape {
         &self.shape
+    }
+}
+
+/// The positions that a token sees, and where its block table starts.
+#[derive(Clone, Copy, Default, Debug)]
+struct View {
+    start: usize,
+    end: usize,
+    table: usize,
+}
+
+/// A tile by its place in the context: its first position, and that position's place in a block table.
+#[derive(Clone, Copy)]
+struct Place {
+    first: usize,
+    block: usize,
+    within: usize,
+}
+
+impl Place {
+    fn new(shape: &Shape, first: usize) -> Self {
+        Place { first, block: first / shape.block, within: first % shape.block }
     }
 }
 
@@ -81,6 +106,7 @@ impl Job<'_> {
         // all parts are complete, only read). Queries and results are the caller's to promise.
         unsafe {
             self.load(tokens, head, &mut scratch.q);
+            self.look(tokens, &mut scratch.views);
             reset(shape, total, queries);
             for segment in part.segments.clone() {
                 self.attend::<S, E>(s, tokens, head, segment, state(segment), scratch);
@@ -119,10 +145,19 @@ impl Job<'_> {
         }
     }
 
+    /// Notes what the tokens see, since it is asked for at every tile.
+    fn look(self, tokens: &[u32], views: &mut [View]) {
+        for (token, view) in tokens.iter().zip(views) {
+            let Range { start, end } = self.call.visible(*token as usize);
+            *view = View { start, end, table: self.call.row(*token as usize) * self.call.table_stride };
+        }
+    }
+
     /// One segment for all tokens of the group that see some of it.
     ///
     /// # Safety
-    /// `state` has a record for each query of the group; for the rest see [`AttentionCall::run`].
+    /// `state` has a record for each query of the group, and scratch its queries and views; for the rest see
+    /// [`AttentionCall::run`].
     unsafe fn attend<S: Simd, E: Element>(
         self,
         s: S,
@@ -134,57 +169,78 @@ impl Job<'_> {
     ) {
         let Job { call, schedule, .. } = self;
         let shape = &schedule.shape;
+        let views = &scratch.views[..tokens.len()];
         // SAFETY: as the caller says.
         unsafe { reset(shape, state, tokens.len() * shape.queries) };
-        for first in (segment * shape.segment..(segment + 1) * shape.segment).step_by(shape.tile) {
+        let end = views.iter().map(|view| view.end).max().unwrap_or(0).min((segment + 1) * shape.segment);
+        let mut place = Place::new(shape, segment * shape.segment);
+        while place.first < end {
+            let after = Place::new(shape, place.first + shape.tile);
             let mut at = 0;
-            while at < tokens.len() {
-                let run = self.run_of(&tokens[at..], first, &mut scratch.ranges);
+            while at < views.len() {
+                let run = self.run_of(&views[at..], place, &mut scratch.ranges);
                 if run == 0 {
                     at += 1;
                     continue;
                 }
-                let block = call.table(tokens[at] as usize)[first / shape.block] as usize;
-                let within = first % shape.block;
+                let next = match views.get(at + run) {
+                    Some(view) => self.ahead::<E>(view, head, place),
+                    None => self.ahead::<E>(&views[0], head, after),
+                };
+                let (keys, values) = self.pages::<E>(&views[at], head, place);
                 let tile = Tile {
                     shape,
                     softcap: call.params.softcap,
                     queries: run * shape.queries,
-                    // SAFETY: a tile's tokens follow those before it in the head's page.
-                    keys: unsafe { call.k.page(block, head).cast::<E>().add(within * shape.dim) },
-                    // SAFETY: as above.
-                    values: unsafe { call.v.page(block, head).cast::<E>().add(within * shape.padded_dim) },
+                    keys,
+                    values,
                     q: scratch.q[at * shape.queries * shape.dim..].as_ptr(),
                     // SAFETY: the run lies within the group.
                     state: unsafe { state.add(at * shape.queries * shape.record()) },
                     ranges: &scratch.ranges[..run],
+                    next,
                 };
                 // SAFETY: the pointers are to a tile of the cache and to the run's queries and records.
                 unsafe { tile::attend(s, &tile, &mut scratch.tile) };
                 at += run;
             }
+            place = after;
         }
     }
 
-    /// How many of these tokens, from the first on, see something of the tile at position `first` and find it in
-    /// the same block. What they see of it goes to `ranges`.
-    fn run_of(self, tokens: &[u32], first: usize, ranges: &mut [(usize, usize)]) -> usize {
-        let Job { call, schedule, .. } = self;
-        let shape = &schedule.shape;
+    /// A tile's keys and values in the block where the token finds them.
+    fn pages<E: Element>(self, view: &View, head: usize, place: Place) -> (*const E, *const E) {
+        let (call, shape) = (self.call, &self.schedule.shape);
+        let block = call.tables[view.table + place.block] as usize;
+        let (keys, values) = (call.k.page(block, head).cast::<E>(), call.v.page(block, head).cast::<E>());
+        // A tile's tokens follow those before it in the head's page.
+        (keys.wrapping_add(place.within * shape.dim), values.wrapping_add(place.within * shape.padded_dim))
+    }
+
+    /// The tile that comes next, where its token sees some of it.
+    fn ahead<E: Element>(self, view: &View, head: usize, place: Place) -> Option<(*const u8, *const u8)> {
+        let seen = view.start < place.first + self.schedule.shape.tile && place.first < view.end;
+        seen.then(|| self.pages::<E>(view, head, place)).map(|(keys, values)| (keys.cast(), values.cast()))
+    }
+
+    /// How many of these tokens, from the first on, see something of a tile and find it in the same block. What
+    /// they see of it goes to `ranges`.
+    fn run_of(self, views: &[View], place: Place, ranges: &mut [(usize, usize)]) -> usize {
+        let tile = self.schedule.shape.tile;
         let mut shared = None;
-        for (run, (token, range)) in tokens.iter().zip(ranges).enumerate() {
-            let Range { start, end } = call.visible(*token as usize);
-            let (start, end) = (start.saturating_sub(first), end.saturating_sub(first).min(shape.tile));
-            if start >= end {
+        for (run, (view, range)) in views.iter().zip(ranges).enumerate() {
+            let from = view.start.saturating_sub(place.first);
+            let to = view.end.saturating_sub(place.first).min(tile);
+            if from >= to {
                 return run;
             }
-            let block = call.table(*token as usize)[first / shape.block];
+            let block = self.call.tables[view.table + place.block];
             if *shared.get_or_insert(block) != block {
                 return run;
             }
-            *range = (start, end);
+            *range = (from, to);
         }
-        tokens.len()
+        views.len()
     }
 }
 

@@ -79,6 +79,9 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(self, _from: *const u8, _bytes: usize) {}
+
+    #[inline(always)]
     fn call<F: Function>(self, function: F) {
         outlined(function);
     }

@@ -33,6 +33,9 @@ pub(super) trait Simd: Copy {
     /// The largest of the eight, ignoring NaN unless all are.
     fn fold_max(self, a: Self::F32) -> f32;
 
+    /// Asks for `bytes` from here on to be brought close; anywhere is fine.
+    fn prefetch(self, from: *const u8, bytes: usize);
+
     /// Runs a function compiled for these instructions: once in the program, where inlining it into each caller
     /// would compile it many times.
     fn call<F: Function>(self, function: F);

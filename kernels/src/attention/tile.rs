@@ -30,6 +30,9 @@ pub(super) struct Tile<'a, E> {
     pub(super) state: *mut f32,
     /// The tokens of the tile that the queries of each token see: from, to; at least one.
     pub(super) ranges: &'a [(usize, usize)],
+    /// Keys and values that are wanted next, to be fetched meanwhile: blocks lie anywhere, so the processor
+    /// cannot guess.
+    pub(super) next: Option<(*const u8, *const u8)>,
 }
 
 /// Buffers for one tile.
@@ -76,11 +79,11 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(s: S, tile: &Tile<'_, E>, scrat
         // SAFETY: the caller's.
         return unsafe { attend_as(s, tile, scratch) };
     }
-    let Tile { shape, softcap, queries, q, state, ranges, .. } = *tile;
+    let Tile { shape, softcap, queries, q, state, ranges, next, .. } = *tile;
     s.call(Convert { from: tile.keys, to: &mut scratch.keys });
     s.call(Convert { from: tile.values, to: &mut scratch.values });
     let (keys, values) = (scratch.keys.as_ptr(), scratch.values.as_ptr());
-    let tile = Tile { shape, softcap, queries, keys, values, q, state, ranges };
+    let tile = Tile { shape, softcap, queries, keys, values, q, state, ranges, next };
     // SAFETY: the caller's; the panels hold the tile.
     unsafe { attend_as(s, &tile, scratch) };
 }
@@ -88,6 +91,10 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(s: S, tile: &Tile<'_, E>, scrat
 /// # Safety
 /// As for [`attend`].
 unsafe fn attend_as<S: Simd, E: Element>(s: S, tile: &Tile<'_, E>, scratch: &mut Scratch) {
+    let bytes = tile.shape.tile * tile.shape.dtype.block_bytes();
+    if let Some((keys, _)) = tile.next {
+        s.prefetch(keys, bytes * tile.shape.dim);
+    }
     let scores = scratch.scores.as_mut_ptr();
     let mut at = 0;
     while at < tile.queries {
@@ -103,6 +110,10 @@ unsafe fn attend_as<S: Simd, E: Element>(s: S, tile: &Tile<'_, E>, scratch: &mut
     }
     let Tile { shape, softcap, queries, state, ranges, .. } = *tile;
     s.call(Weights { shape, softcap, queries, state, ranges, scratch });
+    // Apart from the keys, for a core has only so many misses under way at once.
+    if let Some((_, values)) = tile.next {
+        s.prefetch(values, bytes * shape.padded_dim);
+    }
     // SAFETY: the caller's.
     unsafe { sums(s, tile, scratch) };
 }
@@ -206,13 +217,15 @@ impl Function for Weights<'_> {
         let (rescale, base_of) = (self.scratch.rescale.as_mut_ptr(), self.scratch.base.as_mut_ptr());
         // SAFETY: rows of scores and records are there for each query; `rescale` is whole vectors.
         unsafe {
-            for query in 0..self.queries {
-                let max = self.largest(s, query, scores.add(query * shape.tile));
-                let record = self.state.add(query * shape.record() + shape.padded_dim + LANES);
-                let (old, new) = (*record, if max > *record { max } else { *record });
-                *record = new;
-                *base_of.add(query) = base(new);
-                *rescale.add(query) = old - base(new);
+            for (i, range) in self.ranges.iter().enumerate() {
+                for query in i * shape.queries..(i + 1) * shape.queries {
+                    let max = self.largest(s, *range, scores.add(query * shape.tile));
+                    let record = self.state.add(query * shape.record() + shape.padded_dim + LANES);
+                    let (old, new) = (*record, if max > *record { max } else { *record });
+                    *record = new;
+                    *base_of.add(query) = base(new);
+                    *rescale.add(query) = old - base(new);
+                }
             }
             for query in (0..self.queries).step_by(LANES) {
                 s.store(rescale.add(query), exp2(s, s.load(rescale.add(query))));
@@ -234,13 +247,12 @@ impl Function for Weights<'_> {
 }
 
 impl Weights<'_> {
-    /// The largest of a row of scores; caps them and makes those of unseen tokens -∞.
+    /// The largest of a row of scores; caps them and makes those of tokens outside the range -∞.
     ///
     /// # Safety
     /// `scores` is the row.
     #[inline(always)]
-    unsafe fn largest<S: Simd>(&self, s: S, query: usize, scores: *mut f32) -> f32 {
-        let (from, to) = self.ranges[query / self.shape.queries];
+    unsafe fn largest<S: Simd>(&self, s: S, (from, to): (usize, usize), scores: *mut f32) -> f32 {
         let whole = to - from == self.shape.tile;
         let mut max = s.splat(f32::NEG_INFINITY);
         for column in (0..self.shape.tile).step_by(LANES) {
@@ -278,9 +290,15 @@ unsafe fn sums<S: Simd, E: Element>(s: S, tile: &Tile<'_, E>, scratch: &Scratch)
         2 => s.call(Sums::<E, 2> { tile, at, tokens, weights, rescale }),
         _ => s.call(Sums::<E, 1> { tile, at, tokens, weights, rescale }),
     };
+    let uniform = tile.ranges.iter().all(|range| *range == tile.ranges[0]);
     let mut at = 0;
     while at < tile.queries {
         let rows = rows(tile.queries - at);
+        if uniform {
+            sum(at, rows, tile.ranges[0], rescale);
+            at += rows;
+            continue;
+        }
         let ranges = (at..at + rows).map(range);
         let common = ranges.fold((0, tile.shape.tile), |all, range| (all.0.max(range.0), all.1.min(range.1)));
         if (at..at + rows).all(|query| range(query) == common) {
