@@ -198,7 +198,7 @@ fn gather(dims: &GatherDims, inputs: &[&Type]) -> Inferred {
         && dims.slice_sizes[rank - 1] == operand.cols()
         && !dims.collapsed_slice_dims.contains(&(rank - 1))
         && !dims.start_index_map.contains(&(rank - 1))
-        && dims.offset_dims.last() == Some(&(batch.len() + dims.offset_dims.len() - 1));
+        && dims.offset_dims.last().is_some_and(|last| last + 1 == batch.len() + dims.offset_dims.len());
     ensure(whole_rows || !operand.dtype.is_quantised(), || format!("parts of blocks of {operand}"))?;
     let kept = (0..rank).filter(|dim| !dims.collapsed_slice_dims.contains(dim));
     let mut window = kept.map(|dim| dims.slice_sizes[dim]);

@@ -8,6 +8,7 @@ pub mod define;
 mod dtype;
 mod error;
 mod graph;
+pub mod hlo;
 mod infer;
 mod op;
 mod print;
