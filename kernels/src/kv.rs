@@ -254,15 +254,14 @@ impl KvTensor {
         for (head, out) in out.chunks_mut(dim).enumerate() {
             let (start, step) = self.geometry.row(slot, head);
             for (i, out) in out.iter_mut().enumerate() {
-                let data = self.data.as_ptr();
-                let at = start + i * step;
+                let (data, at) = (self.data.as_ptr(), start + i * step);
                 // SAFETY: the element is in range, since slot, head and dimension are.
-                *out = match self.geometry.dtype {
-                    DType::F32 => unsafe { *data.cast::<f32>().add(at) },
-                    // SAFETY: as above.
-                    DType::F16 => unsafe { *data.cast::<f16>().add(at) }.to_f32(),
-                    // SAFETY: as above.
-                    _ => unsafe { *data.cast::<bf16>().add(at) }.to_f32(),
+                *out = unsafe {
+                    match self.geometry.dtype {
+                        DType::F32 => *data.cast::<f32>().add(at),
+                        DType::F16 => (*data.cast::<f16>().add(at)).to_f32(),
+                        _ => (*data.cast::<bf16>().add(at)).to_f32(),
+                    }
                 };
             }
         }

@@ -203,7 +203,7 @@ fn attend(
         tables: &tables,
         table_stride: stride,
         positions: &positions,
-        rows: if even && how.seed % 2 == 0 { Rows::Width(width) } else { Rows::PerToken(&rows) },
+        rows: if even && how.seed.is_multiple_of(2) { Rows::Width(width) } else { Rows::PerToken(&rows) },
         params: sizes.params,
         out: out.as_mut_ptr(),
         out_stride,

@@ -82,7 +82,7 @@ unsafe impl Sync for Kept {}
 impl Kept {
     fn new(floats: usize) -> Self {
         // From a vector, because untouched zeros of a vector take no memory.
-        let floats = Box::into_raw(vec![0.0; floats].into_boxed_slice());
+        let floats: *mut [f32] = Box::into_raw(vec![0.0; floats].into_boxed_slice());
         // SAFETY: a cell has the layout of what is in it.
         Kept(unsafe { Box::from_raw(floats as *mut [UnsafeCell<f32>]) })
     }

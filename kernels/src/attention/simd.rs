@@ -105,7 +105,7 @@ const ROUND: f32 = 12_582_912.0;
 
 /// `2^f = 1 + f · Q(f)` on [-½, ½]; a minimax fit of Q, relative error 2e-9 before rounding.
 const EXP2: [f32; 6] =
-    [0.693_147_2, 0.240_226_48, 0.055_503_324, 0.009_618_437, 0.001_339_887_5, 0.000_153_533_62];
+    [std::f32::consts::LN_2, 0.240_226_48, 0.055_503_324, 0.009_618_437, 0.001_339_887_5, 0.000_153_533_62];
 
 /// `tanh y = y + y³ · R(y²)` below [`TANH_SMALL`]; a minimax fit of R, relative error 4e-9 before rounding.
 const TANH: [f32; 5] = [-0.333_332_84, 0.133_314_91, -0.053_743_497, 0.020_650_584, -0.005_717_042_4];
