@@ -149,7 +149,6 @@ impl Loaded {
             prefix_caching: !args.no_enable_prefix_caching,
             seed: args.seed,
             batching: if static_batching { Batching::Static } else { Batching::Continuous },
-            ..EngineConfig::default()
         };
         tracing::info!(
             kv_blocks = kv.blocks,
