@@ -72,7 +72,7 @@ impl FakeRunner {
         assert!(step.rows.len() <= limits.rows, "{} rows", step.rows.len());
         assert!(step.tokens.len() <= limits.tokens, "{} tokens", step.tokens.len());
         assert!(step.logit_rows() <= limits.logits, "{} rows of logits", step.logit_rows());
-        assert_eq!(step.tokens.len(), step.rows.iter().map(|row| row.count as usize).sum());
+        assert_eq!(step.tokens.len(), step.rows.iter().map(|row| row.count as usize).sum::<usize>());
         assert_eq!(step.rows.iter().map(|row| row.seq).collect::<HashSet<_>>().len(), step.rows.len());
         assert!(step.tokens.iter().all(|token| (*token as usize) < VOCAB));
 
