@@ -2,7 +2,7 @@
 //!
 //! A definition is at once the specification that kernels are tested against and the HLO that the device
 //! compiler gets, so it keeps to forms which that compiler is known to take: gathers and scatters of whole
-//! rows, dot products with leading batch and at most one free dimension on a side, arg-max over a float iota,
+//! rows, dot products with at most one free dimension on a side, arg-max over a float iota,
 //! 32-bit integers, no infinities. No index is ever out of bounds if the operands' are not.
 //!
 //! Precision: norms, softmax, angles and gates are computed in f32 and rounded once, to the activations' type.

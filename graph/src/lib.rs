@@ -12,6 +12,7 @@ pub mod hlo;
 mod infer;
 mod op;
 mod print;
+pub mod topk;
 mod types;
 mod verify;
 

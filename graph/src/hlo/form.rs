@@ -183,6 +183,15 @@ fn integer_range(dtype: DType) -> (i64, i64) {
     }
 }
 
+/// Why attributes, which join names by commas and quote them in HLO text, cannot hold a name.
+pub(super) fn refuse_name(name: &str) -> Result<(), String> {
+    let plain = |c: char| !matches!(c, ',' | '"' | '\\') && !c.is_control();
+    match !name.is_empty() && name.chars().all(plain) {
+        true => Ok(()),
+        false => Err("names are not empty and hold no comma, quote, backslash or control character".into()),
+    }
+}
+
 /// Why a tensor of this type has no place on the device.
 pub(super) fn refuse_type(ty: &Type) -> Result<(), String> {
     if element_type(ty.dtype).is_none() {

@@ -168,6 +168,10 @@ impl<'a> Reader<'a> {
             }
             outputs.push(Output { name: (*name).to_owned(), node: self.places[at], alias: None });
         }
+        let params_named = params.iter().map(|param| &param.name);
+        for name in params_named.chain(outputs.iter().map(|output| &output.name)) {
+            form::refuse_name(name).map_err(|why| refuse(format!("the name {name:?}"), why))?;
+        }
         self.aliases(module, &mut params, &mut outputs, root.opcode == "tuple")?;
         Ok(Graph { name: module.name.clone(), nodes: std::mem::take(&mut self.nodes), params, outputs })
     }

@@ -45,7 +45,7 @@ pub fn module(graph: &Graph, options: &HloOptions) -> Result<HloModuleProto, Hlo
     }
     let names = graph.params.iter().map(|param| &param.name);
     for name in names.chain(graph.outputs.iter().map(|output| &output.name)) {
-        check_name(name)?;
+        form::refuse_name(name).map_err(|why| unsupported(&format!("the name {name:?}"), &why))?;
     }
     if graph.outputs.is_empty() {
         return Err(unsupported(&graph.name, "it has no output"));
@@ -60,16 +60,6 @@ pub fn module(graph: &Graph, options: &HloOptions) -> Result<HloModuleProto, Hlo
 
 fn unsupported(node: &str, why: &str) -> HloError {
     HloError::Unsupported { node: node.into(), why: why.into() }
-}
-
-fn check_name(name: &str) -> Result<(), HloError> {
-    let plain = |c: char| !matches!(c, ',' | '"' | '\\') && !c.is_control();
-    match !name.is_empty() && name.chars().all(plain) {
-        true => Ok(()),
-        false => {
-            Err(unsupported(&format!("the name {name:?}"), "names are not empty and hold no comma or quote"))
-        }
-    }
 }
 
 /// Hands out ids: one count of instructions over all computations.
