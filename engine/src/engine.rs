@@ -339,7 +339,6 @@ impl Engine {
         self.figures.died();
         self.draining = true;
         self.receive();
-        self.ended.clear();
         self.end_all(|| End::Failed(RequestError::EngineDead(error.to_string())));
         self.figures.idle(&self.scheduler);
     }

@@ -58,17 +58,28 @@ pub(crate) fn first(row: &[f32], maxima: &[f32], value: f32) -> Option<usize> {
     row[block..].iter().position(|x| *x == value).map(|at| block + at)
 }
 
-/// Sum of e^((x - max) · scale). The order of additions is fixed.
+/// Sum of e^((x - max) · scale): in single precision within a block, in double over blocks. The order of
+/// additions is fixed.
 pub(crate) fn sum_exp(row: &[f32], max: f32, scale: f32) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let (vectors, rest) = row.as_chunks::<LANES>();
-    for vector in vectors {
-        for (lane, x) in lanes.iter_mut().zip(vector) {
-            *lane += f64::from(exp((x - max) * scale));
+    let blocks = row.chunks(BLOCK).map(|block| {
+        let mut lanes = [0.0f32; LANES];
+        let (vectors, rest) = block.as_chunks::<LANES>();
+        for vector in vectors {
+            for (lane, x) in lanes.iter_mut().zip(vector) {
+                *lane += exp((x - max) * scale);
+            }
         }
-    }
-    let rest = rest.iter().map(|x| f64::from(exp((x - max) * scale)));
-    lanes.into_iter().chain(rest).sum()
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane += exp((x - max) * scale);
+        }
+        for half in [8, 4, 2, 1] {
+            for at in 0..half {
+                lanes[at] += lanes[at + half];
+            }
+        }
+        f64::from(lanes[0])
+    });
+    blocks.sum()
 }
 
 /// How many logits stand before this one in the order of rank: larger ones, and equal ones before it.

@@ -115,6 +115,23 @@ fn a_dead_backend_fails_everybody() {
     assert_eq!(engine.record.totals().requests.len(), 6);
 }
 
+/// The backend dies between the halves of a step: what the first half finished stays finished.
+#[test]
+fn a_dead_backend_takes_back_nothing() {
+    let engine = Engine::roomy(Box::new(|number, _| match number {
+        2 => Err(RunError::Step("scripted".to_owned())),
+        4 => Err(RunError::Fatal("scripted".to_owned())),
+        _ => Ok(()),
+    }));
+    let mut receivers = engine.handle.submit(Request { n: 2, ..greedy(vec![1], 3) }).expect("accepted");
+    assert_eq!(Outcome::of(&mut receivers[0]).end, Ending::Finished(FinishReason::Length));
+    assert!(matches!(Outcome::of(&mut receivers[1]).end, Ending::Failed(RequestError::EngineDead(_))));
+    engine.thread.join().expect("no panic").expect_err("the thread ends with the error");
+    let totals = engine.record.totals();
+    assert_eq!(totals.gauges, [0; 3]);
+    assert_eq!(totals.requests[0].finished, [Some(FinishReason::Length), None]);
+}
+
 #[test]
 fn a_panic_closes_every_channel() {
     let engine = Engine::roomy(Box::new(|number, _| {

@@ -161,11 +161,11 @@ fn run(world: &World, mut arrivals: Vec<Arrival>) -> Result<Totals, TestCaseErro
 
     // The steps' own numbers bring the rest; where they end too soon, the next arrivals start them again.
     let mut outcomes = Vec::new();
-    for at in 0..arrivals.len() {
+    for (at, arrival) in arrivals.iter().enumerate() {
         let receivers = {
             let mut script = script.lock().expect("no panic");
             if script.submitted <= at {
-                script.act(arrivals[at].step);
+                script.act(arrival.step);
             }
             std::mem::take(&mut script.receivers[at])
         };

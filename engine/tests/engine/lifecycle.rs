@@ -13,7 +13,11 @@ use millrace_engine::*;
 fn stepwise() -> (mpsc::Sender<()>, Hook) {
     let (sender, permits) = mpsc::channel();
     // When the sender is gone, steps run freely.
-    (sender, Box::new(move |_, _| Ok(permits.recv().unwrap_or(()))))
+    let hook = move |_: u64, _: &Step| {
+        let _ = permits.recv();
+        Ok(())
+    };
+    (sender, Box::new(hook))
 }
 
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
@@ -102,7 +106,7 @@ fn a_full_queue_refuses_at_once_and_a_cancelled_request_makes_room() {
     let submit = || engine.handle.submit(request.clone());
     let running = submit().expect("runs");
     eventually("the first runs", || engine.handle.load().queued == 0);
-    let (_second, third) = (submit().expect("queued"), submit().expect("queued"));
+    let (second, third) = (submit().expect("queued"), submit().expect("queued"));
     let Err(SubmitError::QueueFull { queued: 2, retry_after }) = submit() else { panic!("a full queue") };
     assert!((Duration::from_secs(1)..=Duration::from_secs(60)).contains(&retry_after));
     drop(third);
@@ -110,7 +114,7 @@ fn a_full_queue_refuses_at_once_and_a_cancelled_request_makes_room() {
     eventually("the third left the queue", || engine.handle.load().queued == 1);
     let fourth = submit().expect("there is room again");
     // All of them hang up while the engine is in the middle of a step: the next plan finds nobody.
-    drop((running, _second, fourth));
+    drop((running, second, fourth));
     drop(permits);
     eventually("everything is free", || engine.record.totals().gauges == [0; 3]);
     assert_eq!(engine.finish().requests.len(), 4);
@@ -215,7 +219,8 @@ fn the_engine_ends_with_its_last_handle() {
 /// Every stream gets its token in each step, whatever prompts arrive.
 #[test]
 fn a_long_prompt_does_not_stall_the_others() {
-    let seen: Arc<Mutex<Vec<Vec<(u64, u32)>>>> = Arc::default();
+    type Rows = Vec<(u64, u32)>;
+    let seen: Arc<Mutex<Vec<Rows>>> = Arc::default();
     let hook = {
         let seen = seen.clone();
         Box::new(move |_, step: &Step| {
@@ -252,7 +257,7 @@ fn a_long_prompt_does_not_stall_the_others() {
     for rows in beside {
         assert!(rows.iter().map(|row| row.1).filter(|count| *count > 1).sum::<u32>() <= 16, "{rows:?}");
     }
-    let mut last = vec![None; 4];
+    let mut last = [None; 4];
     for (number, rows) in seen.iter().enumerate() {
         for (seq, _) in rows.iter().filter(|(seq, _)| *seq < 4 * u64::from(MAX_CHOICES)) {
             let last = &mut last[(*seq / u64::from(MAX_CHOICES)) as usize];
