@@ -2,9 +2,10 @@
 //! (SmolLM2-135M), an f16 cache in blocks of 16 tokens scattered over it, on one processor and on all. Planning is
 //! part of the step.
 //!
-//! Decode: one new token of 1 or 16 sequences at some depth, unrelated or with all but 64 tokens in common. Prefill: a chunk
-//! of one prompt. Data are random and fixed by a seed; each case is compared with the formula before it is timed.
-//! Printed beside: cache bytes per second, counting a shared block once, and multiply-adds per second.
+//! Decode: one new token of 1 or 16 sequences at some depth, unrelated or with all but 64 tokens in common.
+//! Prefill: a chunk of one prompt. Data are random and fixed by a seed; each case is compared with the formula
+//! before it is timed. Printed beside: cache bytes per second, counting a shared block once, and multiply-adds
+//! per second.
 
 use std::{
     sync::Mutex,

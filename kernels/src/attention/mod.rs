@@ -7,9 +7,10 @@
 //!
 //! **Bits.** A token's result depends on its query, its position and the cached tokens it sees, and on nothing
 //! else in the call. Every score is one chain of fused multiply-adds over the dimensions; the softmax is the
-//! online one (Milakov and Gimelshein 2018, as in FlashAttention), rescaled after every *tile* of 8 to 32 tokens; every
-//! output element is one chain over the tokens of a *segment* of 128, and segments are merged in order. Tiles and segments
-//! lie at fixed positions. How many queries or threads take part decides only what is computed next to what.
+//! online one (Milakov and Gimelshein 2018, as in FlashAttention), rescaled after every *tile* of 8 to 32
+//! tokens; every output element is one chain over the tokens of a *segment* of 128, and segments are merged in
+//! order. Tiles and segments lie at fixed positions. How many queries or threads take part decides only what is
+//! computed next to what.
 //!
 //! **Stale memory.** Tokens that a query does not see never enter its arithmetic, not even with weight 0: the
 //! cache may hold NaN there.
