@@ -59,7 +59,7 @@ fn asked(vocab: u32) -> impl Strategy<Value = Asked> {
     let sampling = (prop::sample::select(vec![0.0f32, 0.0, 0.8, 1.5]), 0..1000u64, 1..4u32, -1..2i32);
     let extras =
         (any::<bool>(), prop::sample::select(vec![1.0f32, 1.2]), prop::option::weighted(0.2, 0..4u32));
-    (prompt, 1..12u32, sampling, extras).prop_map(
+    (prompt, 1..40u32, sampling, extras).prop_map(
         |(prompt, max_tokens, (temperature, seed, n, priority), (logprobs, penalty, leaves_after))| Asked {
             prompt,
             max_tokens,
@@ -75,7 +75,7 @@ fn asked(vocab: u32) -> impl Strategy<Value = Asked> {
 }
 
 fn case(vocab: u32) -> impl Strategy<Value = Case> {
-    let batch = (prop::collection::vec(asked(vocab), 1..7), MAX_LEN / BLOCK..24, 1..9usize);
+    let batch = (prop::collection::vec(asked(vocab), 1..7), MAX_LEN / BLOCK..14, 2..9usize);
     (batch, 1..40usize, 1..40usize, any::<bool>(), 1..3usize).prop_map(
         |((asked, blocks, rows), tokens, beside_decode, caching, threads)| Case {
             asked,
@@ -240,15 +240,15 @@ fn check(folder: &str, cases: u32) {
 
 #[test]
 fn windows_and_softcaps() {
-    check("gemma2", 500);
+    check("gemma2", 350);
 }
 
 #[test]
 fn experts() {
-    check("mixtral", 500);
+    check("mixtral", 350);
 }
 
 #[test]
 fn biases_and_alternating_windows() {
-    check("qwen2_window", 500);
+    check("qwen2_window", 350);
 }
