@@ -13,15 +13,7 @@ pub(crate) enum Check {
     Distinct { input: u32, bound: usize },
     /// Each token's row of a block table names existing blocks, as far as its position reaches. Positions and
     /// rows were checked before.
-    Blocks {
-        tables: u32,
-        table_blocks: usize,
-        positions: u32,
-        rows: TableRows,
-        window: Option<usize>,
-        block: usize,
-        blocks: usize,
-    },
+    Blocks { tables: u32, table_blocks: usize, positions: u32, rows: TableRows, block: usize, blocks: usize },
 }
 
 /// Which row of the tables a token belongs to.
@@ -45,25 +37,24 @@ pub(crate) fn run(
                 below(input, bound, slots, inputs)?;
                 distinct(input, slots, inputs, seen)?;
             }
-            Check::Blocks { tables, table_blocks, positions, rows, window, block, blocks } => {
+            Check::Blocks { tables, table_blocks, positions, rows, block, blocks } => {
                 let table = inputs[tables as usize];
-                // The entries `from..to` of row `of` have been checked.
-                let (mut of, mut from, mut to) = (usize::MAX, 0, 0);
+                // The first `checked` entries of row `of` are known to be good: tokens of a row follow one another,
+                // and each needs what the one before did and a little more.
+                let (mut of, mut checked) = (usize::MAX, 0);
                 for (token, position) in inputs[positions as usize].iter().enumerate() {
                     let row = match rows {
                         TableRows::Input(rows) => inputs[rows as usize][token] as usize,
                         TableRows::Width(width) => token / width,
                     };
-                    let position = *position as usize;
-                    let first = window.map_or(0, |window| (position + 1).saturating_sub(window) / block);
-                    // Tokens of a row follow one another: each needs what the one before did, and a little more.
-                    if row != of || !(from..=to).contains(&first) {
-                        (of, from, to) = (row, first, first);
+                    if row != of {
+                        (of, checked) = (row, 0);
                     }
-                    for at in (to..position / block + 1).map(|entry| row * table_blocks + entry) {
+                    let reached = *position as usize / block + 1;
+                    for at in (checked..reached).map(|entry| row * table_blocks + entry) {
                         index(tables, at, table[at], blocks, slots)?;
                     }
-                    to = to.max(position / block + 1);
+                    checked = checked.max(reached);
                 }
             }
         }

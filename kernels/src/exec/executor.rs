@@ -1,6 +1,7 @@
 //! What lives between steps, and the two things done with it: planning a graph, running a plan.
 
 use std::cell::UnsafeCell;
+use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
@@ -19,7 +20,6 @@ use crate::matrix::{self, Precision};
 use crate::pool::{Pool, Worker};
 
 /// Runs graphs on the CPU: holds the weights, the KV caches, and the memory for values that all plans share.
-#[derive(Debug)]
 pub struct Executor {
     id: u64,
     pool: Pool,
@@ -91,6 +91,15 @@ impl<T> PerWorker<T> {
     pub(crate) unsafe fn get(&self, worker: &Worker<'_>) -> &mut T {
         // SAFETY: workers of a run have different indices, and this one has no other reference.
         unsafe { &mut *self.0[worker.index()].get() }
+    }
+}
+
+impl fmt::Debug for Executor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Executor")
+            .field("precision", &self.precision)
+            .field("weights", &self.weights)
+            .finish_non_exhaustive()
     }
 }
 

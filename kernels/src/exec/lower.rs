@@ -352,8 +352,7 @@ impl<'a> Lowering<'a> {
             (None, width) => TableRows::Width(width.unwrap_or(1)),
         };
         self.check(Check::Below { input: positions, bound: table_blocks.saturating_mul(block) });
-        let window = attention.window;
-        self.check(Check::Blocks { tables, table_blocks, positions, rows: table_row, window, block, blocks });
+        self.check(Check::Blocks { tables, table_blocks, positions, rows: table_row, block, blocks });
         let heads = node.ty.shape[1];
         let out = self.fresh(node);
         let mut phase = AttentionPhase {
@@ -378,7 +377,7 @@ impl<'a> Lowering<'a> {
                 other.attention.window,
                 other.attention.width,
                 other.heads,
-            ) == (tables, positions, rows, window, attention.width, heads)
+            ) == (tables, positions, rows, attention.window, attention.width, heads)
                 && ty(other.k) == ty(k)
         };
         phase.schedule = match self.schedules.iter().position(same) {

@@ -59,7 +59,7 @@ impl<'a> Frame<'a> {
             let begin = self.timings.filter(|_| worker.index() == 0).map(|timings| (timings, Instant::now()));
             // SAFETY: all workers are past the phases before.
             unsafe { self.work(&phase.work, worker) };
-            if i + 1 < phases.len() || begin.is_some() || self.timings.is_some() {
+            if i + 1 < phases.len() || self.timings.is_some() {
                 worker.barrier();
             }
             if let Some((timings, begin)) = begin {

@@ -1,6 +1,7 @@
 //! Weights by name, as the kernels want them.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use millrace_graph::{TensorView, Type};
 
@@ -10,7 +11,7 @@ use crate::matrix::Matrix;
 use crate::pool::Pool;
 
 /// A model's weights: matrices packed for multiplication in their stored format, vectors as f32.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Weights {
     names: HashMap<String, u32>,
     entries: Vec<Weight>,
@@ -29,6 +30,12 @@ pub(crate) struct Weight {
 pub(crate) enum WeightData {
     Matrix(Matrix),
     Vector(Vec<f32>),
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Weights").field("count", &self.entries.len()).field("bytes", &self.bytes()).finish()
+    }
 }
 
 impl Weights {
