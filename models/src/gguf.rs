@@ -66,6 +66,13 @@ impl Value {
 }
 
 impl Gguf {
+    /// Metadata without a file.
+    #[cfg(test)]
+    pub(crate) fn of(values: impl IntoIterator<Item = (&'static str, Value)>) -> Gguf {
+        let values = values.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        Gguf { file: "test.gguf".to_owned(), values }
+    }
+
     /// The file, for messages.
     pub fn file(&self) -> &str {
         &self.file

@@ -126,3 +126,69 @@ impl Fields<'_> {
         Ok(ids)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Value as Entry;
+    use serde_json::json;
+
+    fn read(value: Value) -> Result<GenerationDefaults, String> {
+        Fields(value.as_object().unwrap(), "generation_config.json")
+            .defaults()
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_field_is_read() {
+        let defaults = read(json!({
+            "do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0, "repetition_penalty": 1.05,
+            "max_new_tokens": 2048, "bos_token_id": 1, "eos_token_id": [7, 5, 7], "transformers_version": "5.0.0",
+        }));
+        let expected = GenerationDefaults {
+            temperature: Some(0.6),
+            top_k: Some(20),
+            top_p: Some(0.95),
+            min_p: Some(0.0),
+            repetition_penalty: Some(1.05),
+            max_new_tokens: Some(2048),
+            bos_token_id: Some(1),
+            eos_token_ids: vec![7, 5],
+        };
+        assert_eq!(defaults, Ok(expected));
+        assert_eq!(
+            read(json!({"temperature": null, "eos_token_id": null})),
+            Ok(GenerationDefaults::default())
+        );
+        let greedy = read(json!({"do_sample": false, "temperature": 0.6, "eos_token_id": 3})).unwrap();
+        assert_eq!((greedy.temperature, greedy.eos_token_ids), (None, vec![3]));
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_by_file_and_key() {
+        for (key, value) in [
+            ("temperature", json!(-1)),
+            ("temperature", json!("hot")),
+            ("top_p", json!(1.5)),
+            ("top_k", json!(-1)),
+            ("top_k", json!(2.5)),
+            ("repetition_penalty", json!(0)),
+            ("max_new_tokens", json!(1u64 << 40)),
+            ("eos_token_id", json!(["x"])),
+            ("eos_token_id", json!(-2)),
+            ("bos_token_id", json!({})),
+        ] {
+            let error = read(json!({ key: value })).unwrap_err();
+            assert!(error.contains("generation_config.json") && error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_gguf_file_may_name_several_ends() {
+        let key =
+            ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+        let file = Gguf::of([(key[0], Entry::Int(4)), (key[1], Entry::Int(9)), (key[2], Entry::Int(4))]);
+        assert_eq!(GenerationDefaults::from_gguf(&file).unwrap().eos_token_ids, [4, 9]);
+        assert!(GenerationDefaults::from_gguf(&Gguf::of([(key[0], Entry::Int(1 << 40))])).is_err());
+    }
+}

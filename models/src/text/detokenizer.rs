@@ -22,6 +22,14 @@ pub(super) struct Pieces {
     leading: usize,
 }
 
+/// A token, as the decoder takes it.
+pub(super) struct Entry {
+    pub(super) string: String,
+    /// It was added to the vocabulary as it is written in texts.
+    pub(super) written: bool,
+    pub(super) special: bool,
+}
+
 /// How tokens spell their bytes.
 #[derive(Clone, Debug)]
 enum Spelling {
@@ -38,23 +46,28 @@ enum Spelling {
 }
 
 impl Pieces {
-    /// `tokens` gives for each id its string, if there is such a token, and whether it is special.
+    /// `tokens` gives for each id its token, if there is one.
     ///
     /// # Errors
     /// If the decoder contains a step that this module does not know, by its name.
     pub(super) fn new(
         decoder: Option<&DecoderWrapper>,
-        tokens: impl Iterator<Item = Option<(String, bool)>>,
+        tokens: impl Iterator<Item = Option<Entry>>,
         place: &str,
     ) -> Result<Self, TextError> {
         let (spelling, leading) = reduce(decoder, place)?;
         let (mut bytes, mut ends, mut special) = (Vec::new(), Vec::new(), Vec::new());
         for token in tokens {
-            if let Some((token, _)) = &token {
-                spelling.append(token, false, &mut bytes);
+            match &token {
+                // The library reads such a token in the alphabet of bytes if it can, and so breaks `§` or `é`.
+                Some(token) if token.written && matches!(spelling, Spelling::ByteLevel) => {
+                    bytes.extend_from_slice(token.string.as_bytes());
+                }
+                Some(token) => spelling.append(&token.string, false, &mut bytes),
+                None => {}
             }
             ends.push(bytes.len());
-            special.push(token.is_some_and(|(_, special)| special));
+            special.push(token.is_some_and(|token| token.special));
         }
         Ok(Self { bytes, ends, special, spelling, leading })
     }
@@ -250,8 +263,10 @@ impl Detokenizer {
         if self.first {
             let Some(token) = tokenizer.spelled(id) else { return };
             self.first = false;
-            pieces.spelling.append(&token, true, &mut opening);
-            bytes = &opening;
+            if !matches!(pieces.spelling, Spelling::ByteLevel | Spelling::Text { .. }) {
+                pieces.spelling.append(&token, true, &mut opening);
+                bytes = &opening;
+            }
         }
         while self.leading > 0 && !bytes.is_empty() {
             let Some(rest) = bytes.strip_prefix(b" ") else {

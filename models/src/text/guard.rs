@@ -46,8 +46,8 @@ impl Markers {
 pub(super) struct Disguise {
     on: HashMap<char, char>,
     off: HashMap<char, char>,
-    /// Whether a token that is not special is a marker too, once it was asked.
-    asked: HashMap<usize, bool>,
+    /// Whether the template writes a token that is not special, once it was looked for.
+    written: HashMap<usize, bool>,
 }
 
 /// The two private-use planes: nothing that people write.
@@ -64,23 +64,27 @@ impl Disguise {
             on.insert(char, free.next()?);
         }
         let off = on.iter().map(|(&plain, &private)| (private, plain)).collect();
-        Some(Self { on, off, asked: HashMap::new() })
+        Some(Self { on, off, written: HashMap::new() })
     }
 
-    /// `text` with every special token in it disguised, and every other added token of which `is_marker` says that it
-    /// is one; also what could become a special token together with the text before or after it. `None` if there is
-    /// nothing to disguise.
+    /// `text` with every special token in it disguised, and every other added token that is found in `template`, where
+    /// one is given (the same in all calls). With `borders`, also what could become a special token together with the
+    /// text before or after it. `None` if there is nothing to disguise.
     pub(super) fn apply(
         &mut self,
         markers: &Markers,
         text: &str,
-        is_marker: impl Fn(&str) -> bool,
+        borders: bool,
+        template: Option<&str>,
     ) -> Option<String> {
         // Byte ranges of `text`, in the order of their ends.
         let mut spans: Vec<(usize, usize)> = Vec::new();
         let lengths = || (1..=markers.longest.min(text.len())).rev();
-        if let Some(length) = lengths().find(|&n| text.get(..n).is_some_and(|s| markers.suffixes.contains(s)))
-        {
+        // White space alone is no sign of a marker, and templates trim it.
+        let begins = |part: Option<&str>, cuts: &HashSet<String>| {
+            borders && part.is_some_and(|part| cuts.contains(part) && !part.trim().is_empty())
+        };
+        if let Some(length) = lengths().find(|&n| begins(text.get(..n), &markers.suffixes)) {
             spans.push((0, length));
         }
         let mut at = Position::default();
@@ -88,12 +92,15 @@ impl Disguise {
             at = markers.automaton.step(at, byte);
             let Some(found) = markers.automaton.found(at) else { continue };
             let (token, special) = &markers.tokens[found.pattern];
-            if *special || *self.asked.entry(found.pattern).or_insert_with(|| is_marker(token)) {
+            let written = &mut self.written;
+            let mut in_template = |source: &str| {
+                *written.entry(found.pattern).or_insert_with(|| source.contains(token.as_str()))
+            };
+            if *special || template.is_some_and(&mut in_template) {
                 spans.push((index + 1 - found.length, index + 1));
             }
         }
-        let end = |n| text.get(text.len() - n..).is_some_and(|s| markers.prefixes.contains(s));
-        if let Some(length) = lengths().find(|&n| end(n)) {
+        if let Some(length) = lengths().find(|&n| begins(text.get(text.len() - n..), &markers.prefixes)) {
             spans.push((text.len() - length, text.len()));
         }
         if spans.is_empty() {
@@ -104,7 +111,11 @@ impl Disguise {
         for (start, end) in spans {
             out.push_str(&text[done..start.max(done)]);
             let span = &text[start.max(done)..end.max(done)];
-            out.extend(span.chars().map(|char| self.on.get(&char).copied().unwrap_or(char)));
+            let keep = |char: char| char.is_whitespace() && !span.trim().is_empty();
+            out.extend(span.chars().map(|char| match self.on.get(&char) {
+                Some(&private) if !keep(char) => private,
+                _ => char,
+            }));
             done = done.max(end);
         }
         out.push_str(&text[done..]);

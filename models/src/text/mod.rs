@@ -15,6 +15,8 @@ mod python;
 mod spm;
 mod stop;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 
 pub use defaults::GenerationDefaults;

@@ -4,6 +4,9 @@ use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 use std::fmt::Write as _;
 
+/// What one unit of fuel pays for where bytes are copied or searched.
+const BYTES_PER_FUEL: usize = 64;
+
 /// How deep a value may be nested to be written out; templates can nest values without bound, a stack is bounded.
 const DEPTH: usize = 128;
 
@@ -131,27 +134,66 @@ impl Json {
     }
 
     fn string(&self, state: &State, text: &str, out: &mut String) -> Result<(), Error> {
-        state.consume_fuel(text.len() as u64 / 16)?;
+        state.consume_fuel((text.len() / BYTES_PER_FUEL) as u64)?;
         out.push('"');
-        for char in text.chars() {
-            match char {
-                '"' => out.push_str("\\\""),
-                '\\' => out.push_str("\\\\"),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                char if char < ' ' || (self.ascii && !char.is_ascii()) => {
+        let mut rest = text;
+        let special =
+            |char: char| char < ' ' || char == '"' || char == '\\' || (self.ascii && !char.is_ascii());
+        while let Some(at) = rest.find(special) {
+            let (plain, tail) = rest.split_at(at);
+            out.push_str(plain);
+            let mut chars = tail.chars();
+            match chars.next() {
+                Some('"') => out.push_str("\\\""),
+                Some('\\') => out.push_str("\\\\"),
+                Some('\n') => out.push_str("\\n"),
+                Some('\r') => out.push_str("\\r"),
+                Some('\t') => out.push_str("\\t"),
+                Some('\u{8}') => out.push_str("\\b"),
+                Some('\u{c}') => out.push_str("\\f"),
+                Some(char) => {
                     for unit in char.encode_utf16(&mut [0; 2]) {
                         let _ = write!(out, "\\u{unit:04x}");
                     }
                 }
-                char => out.push(char),
+                None => {}
             }
+            rest = chars.as_str();
         }
+        out.push_str(rest);
         out.push('"');
         Ok(())
+    }
+}
+
+/// The methods of Python's strings, lists and dictionaries, paid for before they work: the library charges for what a
+/// method returned, and by then `'{:>9999999999}'.format('x')` has the memory.
+pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    if let Some(text) = value.as_str() {
+        let size = method_size(text, name, args);
+        state.consume_fuel((size / BYTES_PER_FUEL) as u64 + 1)?;
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// A bound for the bytes that a method of a string reads or writes.
+fn method_size(text: &str, name: &str, args: &[Value]) -> usize {
+    let length = |index: usize| args.get(index).and_then(Value::as_str).map_or(0, str::len);
+    let copies = |count: usize, each: usize| text.len().saturating_add(count.saturating_mul(each));
+    match name {
+        "replace" => {
+            let old = args.first().and_then(Value::as_str).unwrap_or_default();
+            copies(text.matches(old).count(), length(1))
+        }
+        "join" => copies(args.first().and_then(Value::len).unwrap_or(0), text.len()),
+        "format" => {
+            // A width or precision is written in the text or is one of the arguments.
+            let written = text.split(|char: char| !char.is_ascii_digit()).filter(|digits| !digits.is_empty());
+            let written = written.map(|digits| digits.parse().unwrap_or(usize::MAX));
+            let given = args.iter().map(|arg| arg.as_usize().unwrap_or(0));
+            written.chain(given).fold(text.len(), usize::saturating_add)
+        }
+        _ => text.len(),
     }
 }
 

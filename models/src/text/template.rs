@@ -234,16 +234,18 @@ impl ChatTemplate {
         // A token that is not special, such as `<tool_call>`, structures the conversation if the template writes it;
         // then it is for the template and the assistant, whose answers contain it, to write.
         let mut apply = |value: &mut Value, by_assistant: bool| {
-            map_strings(value, &mut |text| {
-                let is_marker = |token: &str| !by_assistant && source.contains(token);
-                disguise.apply(tokenizer.markers(), text, is_marker)
-            })
+            let template = (!by_assistant).then_some(source);
+            // Templates look for keys, and write them between quotes.
+            map_strings(value, &mut |text, key| disguise.apply(tokenizer.markers(), text, !key, template))
         };
         let mut disguised = false;
-        let is_assistant = |message: &Value| message.get("role").and_then(Value::as_str) == Some("assistant");
-        for assistant in [false, true] {
-            let these = messages.iter_mut().filter(|message| is_assistant(message) == assistant);
-            disguised |= these.fold(false, |changed, message| apply(message, assistant) | changed);
+        for message in &mut messages {
+            let role = message.get("role").and_then(Value::as_str).unwrap_or_default().to_owned();
+            disguised |= apply(message, role == "assistant");
+            // Templates compare roles, and build markers of them.
+            if !role.is_empty() && role.chars().all(|char| char.is_ascii_alphanumeric() || char == '_') {
+                message["role"] = Value::String(role);
+            }
         }
         for value in tools.iter_mut().chain(&mut documents).chain([&mut kwargs]) {
             disguised |= apply(value, false);
@@ -408,9 +410,10 @@ fn strings<'a>(value: &'a Value, into: &mut Vec<&'a str>) {
 }
 
 /// Replaces every string in a value, keys included, for which `replace` gives another; whether there was one.
-fn map_strings(value: &mut Value, replace: &mut impl FnMut(&str) -> Option<String>) -> bool {
+/// `replace` is told whether it is a key.
+fn map_strings(value: &mut Value, replace: &mut impl FnMut(&str, bool) -> Option<String>) -> bool {
     match value {
-        Value::String(text) => match replace(text) {
+        Value::String(text) => match replace(text, false) {
             Some(other) => {
                 *text = other;
                 true
@@ -424,7 +427,7 @@ fn map_strings(value: &mut Value, replace: &mut impl FnMut(&str) -> Option<Strin
             let mut changed = false;
             let renamed = std::mem::take(entries).into_iter().map(|(key, mut value)| {
                 changed |= map_strings(&mut value, replace);
-                let other = replace(&key);
+                let other = replace(&key, true);
                 changed |= other.is_some();
                 (other.unwrap_or(key), value)
             });
@@ -447,7 +450,7 @@ fn environment() -> Environment<'static> {
     environment.set_syntax(syntax.unwrap_or_default());
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_recursion_limit(RECURSION);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(python::method);
     environment.set_formatter(|out, state, value| {
         let text = python::print(state, value)?;
         out.write_str(&text).map_err(Error::from)

@@ -4,7 +4,7 @@
 //! here so that two things can be put between them: the restoration of disguised text ([`super::guard`]) and
 //! SentencePiece's own segmentation ([`super::spm`]).
 
-use super::detokenizer::{Detokenizer, Pieces};
+use super::detokenizer::{Detokenizer, Entry, Pieces};
 use super::guard::{Disguise, Markers};
 use super::spm::Spm;
 use super::template::SpecialTokens;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use tokenizers::{AddedToken, Model, OffsetType, PreTokenizer};
+use tokenizers::{AddedToken, Model, OffsetType, PreTokenizer, Token};
 
 /// Ids above this are refused: tables are as long as the largest id.
 const LARGEST_ID: u32 = 1 << 24;
@@ -121,8 +121,10 @@ impl Tokenizer {
         let added = stages.get_added_vocabulary();
         let decoders = added.get_added_tokens_decoder();
         let tokens = (0..=largest).map(|id| {
-            let token = added.simple_id_to_token(id).or_else(|| stages.get_model().id_to_token(id))?;
-            Some((token, decoders.get(&id).is_some_and(|token| token.special)))
+            let string = added.simple_id_to_token(id).or_else(|| stages.get_model().id_to_token(id))?;
+            let added = decoders.get(&id);
+            let written = added.is_some_and(|token| token.content == string);
+            Some(Entry { string, written, special: added.is_some_and(|token| token.special) })
         });
         let pieces = Pieces::new(stages.get_decoder(), tokens, place)?;
         let mut added: Vec<_> = decoders.values().collect();
@@ -148,7 +150,7 @@ impl Tokenizer {
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let mut disguise = Disguise::new(&self.0.markers, [text])
             .ok_or_else(|| TextError::Encode("it uses every private-use character".to_owned()))?;
-        match disguise.apply(&self.0.markers, text, |_| false) {
+        match disguise.apply(&self.0.markers, text, false, None) {
             Some(disguised) => self.encode_disguised(&disguised, Some(&disguise), false),
             None => self.encode(text, false),
         }
@@ -185,9 +187,13 @@ impl Tokenizer {
         if let Some(pre_tokenizer) = stages.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut split)?;
         }
-        split.tokenize(|part| match spm {
-            Some(spm) => Ok(spm.tokenize(part.get())),
-            None => stages.get_model().tokenize(part.get()),
+        let segment = |text: &str| match spm {
+            Some(spm) => Ok(spm.tokenize(text)),
+            None => stages.get_model().tokenize(text),
+        };
+        split.tokenize(|part| match disguise {
+            Some(_) => self.without_special(part.get(), &segment),
+            None => segment(part.get()),
         })?;
         let encoding = split.into_encoding(None, 0, OffsetType::None)?;
         if !add_special_tokens {
@@ -196,6 +202,34 @@ impl Tokenizer {
         let plain = encoding.get_ids().to_vec();
         let framed = stages.post_process(encoding, None, true)?.get_ids().to_vec();
         Ok(self.0.affixes.apply(&plain, framed))
+    }
+
+    /// Some vocabularies reach special tokens by segmentation too, without the added tokens: a word-level one has them
+    /// as words, and merges may lead to one. Such a token is segmented again, character by character.
+    fn without_special(
+        &self,
+        text: &str,
+        segment: &impl Fn(&str) -> Result<Vec<Token>, tokenizers::Error>,
+    ) -> Result<Vec<Token>, tokenizers::Error> {
+        // What stands for unknown text may be special as well; it spells something else than that text.
+        let forged = |token: &Token, text: &str| {
+            self.is_special(token.id)
+                && self.0.stages.get_model().id_to_token(token.id).as_deref() == Some(text)
+        };
+        let mut tokens = Vec::new();
+        for token in segment(text)? {
+            let own = text.get(token.offsets.0..token.offsets.1).unwrap_or_default();
+            if !forged(&token, own) {
+                tokens.push(token);
+                continue;
+            }
+            for char in own.chars() {
+                let mut bytes = [0; 4];
+                let char = &*char.encode_utf8(&mut bytes);
+                tokens.extend(segment(char)?.into_iter().filter(|token| !forged(token, char)));
+            }
+        }
+        Ok(tokens)
     }
 
     /// The text of these ids. Ids without a token contribute nothing, bytes that are no UTF-8 become U+FFFD.

@@ -6,6 +6,7 @@
 mod gguf_writer;
 
 mod smollm2;
+mod templates;
 
 use std::path::{Path, PathBuf};
 
