@@ -1,7 +1,7 @@
 //! Models by their name on the Hugging Face hub: `org/name`, or `org/name@revision`.
 //!
 //! A model is looked up in the cache that other tools of the hub share (`models--org--name/{blobs,refs,snapshots}`) and
-//! downloaded into it where it is not there ([`download`]). Only what serving needs is fetched: configuration,
+//! downloaded into it where it is not there (`download`). Only what serving needs is fetched: configuration,
 //! tokenizer, chat template and safetensors.
 
 mod cache;
