@@ -108,7 +108,7 @@ fn a_template_that_does_too_much_is_stopped_soon() {
 
 #[test]
 fn a_long_conversation_is_within_the_limits() {
-    let turn = |i: usize| json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": "word ".repeat(40)});
+    let turn = |i: usize| json!({"role": if i.is_multiple_of(2) { "user" } else { "assistant" }, "content": "word ".repeat(40)});
     let many: Vec<Value> = (0..5001).map(turn).collect();
     let huge = [json!({"role": "user", "content": "x".repeat(8 << 20)})];
     for name in ["chatml", "headers", "inst", "turns", "tools", "reasoning", "flags", "sys"] {
