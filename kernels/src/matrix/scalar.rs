@@ -181,8 +181,8 @@ fn largest(x: &[f32; BLOCK]) -> f32 {
 }
 
 /// The scale of codes up to `limit` for a block of this largest magnitude, and its inverse. Zero stands for blocks
-/// too small to have a finite inverse; for blocks that are not finite the scale is NaN and the codes are zero,
-/// so that results show it.
+/// too small to have a finite inverse; for blocks that are not finite the scale is NaN, so that results show
+/// it whatever the codes.
 pub(super) fn scale(largest: f32, limit: f32) -> (f32, f32) {
     if !largest.is_finite() {
         (f32::NAN, 0.0)
