@@ -10,13 +10,19 @@ use std::{
     collections::{BTreeMap, HashMap},
     ffi::{CStr, c_char, c_int, c_void},
     ptr::{null_mut, without_provenance_mut},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use neuron_sys::sys::*;
 
 const WORLDS: usize = 32;
 static WORLD: [Mutex<World>; WORLDS] = [const { Mutex::new(World::new()) }; WORLDS];
+/// Whether a load or unload is in progress; not part of the world, whose lock would keep a second one out.
+static LOADING: [AtomicBool; WORLDS] = [const { AtomicBool::new(false) }; WORLDS];
 static RANKS: [(Mutex<u32>, Condvar); WORLDS] = [const { (Mutex::new(0), Condvar::new()) }; WORLDS];
 
 #[derive(Clone)]
@@ -125,7 +131,28 @@ unsafe extern "C" fn visible<const N: usize>(count: *mut u32) -> NRT_STATUS {
     NRT_STATUS::NRT_SUCCESS
 }
 
+/// Long enough for another load or unload to come in between, which is wrong.
+fn alone<const N: usize>() {
+    if LOADING[N].swap(true, Ordering::SeqCst) {
+        world::<N>().log("BAD overlap");
+    }
+    std::thread::sleep(Duration::from_millis(2));
+    LOADING[N].store(false, Ordering::SeqCst);
+}
+
 unsafe extern "C" fn load<const N: usize>(
+    neff: *const c_void,
+    size: usize,
+    core: i32,
+    count: i32,
+    model: *mut *mut nrt_model_t,
+) -> NRT_STATUS {
+    alone::<N>();
+    // SAFETY: the arguments are those of this call.
+    unsafe { load_now::<N>(neff, size, core, count, model) }
+}
+
+unsafe extern "C" fn load_now<const N: usize>(
     neff: *const c_void,
     size: usize,
     core: i32,
@@ -160,10 +187,11 @@ unsafe extern "C" fn load_collectives<const N: usize>(
     changed.notify_all();
     drop(changed.wait_while(arrived, |arrived| *arrived < ranks).unwrap());
     // SAFETY: the arguments are those of this call.
-    unsafe { load::<N>(neff, size, core, count, model) }
+    unsafe { load_now::<N>(neff, size, core, count, model) }
 }
 
 unsafe extern "C" fn unload<const N: usize>(model: *mut nrt_model_t) -> NRT_STATUS {
+    alone::<N>();
     let mut world = world::<N>();
     let known = world.models.remove(&model.addr()).is_some();
     or_fail!(world, "nrt_unload");

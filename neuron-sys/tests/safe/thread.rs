@@ -105,3 +105,16 @@ fn ranks_wait_for_each_other_and_not_for_the_lock() {
     drop((ranks, runtime));
     assert_eq!(log::<W>().iter().filter(|call| *call == "unload").count(), 3);
 }
+
+#[test]
+fn cores_load_one_after_the_other() {
+    const W: usize = 25;
+    let runtime = runtime(table::<W>());
+    let threads = [0, 1].map(|core| CoreThread::spawn(runtime.core(core).unwrap(), 1, |core| core).unwrap());
+    let pending =
+        threads.each_ref().map(|thread| thread.submit(|core| (0..20).for_each(|_| drop(core.load(NEFF)))));
+    assert_eq!(pending.map(|pending| pending.wait()), [Ok(()), Ok(())]);
+    let log = log::<W>();
+    assert_eq!(log.iter().filter(|call| call.starts_with("BAD")).count(), 0);
+    assert_eq!(log.iter().filter(|call| *call == "unload").count(), 40);
+}
