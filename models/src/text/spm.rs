@@ -4,8 +4,9 @@
 //! score is joined, of equal ones the leftmost (Kudo & Richardson, 2018; Sennrich et al., 2016). Models converted to a
 //! list of merges lose the ties, so the pieces and scores are used as they are.
 
+use rustc_hash::FxHashMap;
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use tokenizers::Token;
 
 /// What a piece is; the numbers are those of `tokenizer.ggml.token_type`.
@@ -29,7 +30,7 @@ impl Kind {
 /// The pieces a text may be cut into.
 #[derive(Debug)]
 pub(super) struct Spm {
-    pieces: HashMap<String, Piece>,
+    pieces: FxHashMap<String, Piece>,
     /// The ids of the 256 bytes, if the model spells unknown characters with them.
     bytes: Option<Box<[u32; 256]>>,
     unknown: Option<u32>,
@@ -83,8 +84,8 @@ impl Spm {
     /// `tokens` gives each id's piece, score and kind. Control and unknown pieces are never cut out of a text, and user
     /// defined ones only if they are white space: the others are added tokens, found before segmentation.
     pub(super) fn new<'a>(tokens: impl Iterator<Item = (&'a str, f32, Kind)>) -> Self {
-        let mut spm = Self { pieces: HashMap::new(), bytes: None, unknown: None, runs: Vec::new() };
-        let mut bytes = HashMap::new();
+        let mut spm = Self { pieces: FxHashMap::default(), bytes: None, unknown: None, runs: Vec::new() };
+        let mut bytes = FxHashMap::default();
         for (id, (piece, score, kind)) in tokens.enumerate() {
             let id = id as u32;
             match kind {
@@ -118,7 +119,7 @@ impl Spm {
         let mut symbols = self.symbols(text);
         let mut queue = BinaryHeap::new();
         // For a piece that is not given out: the length of its left half when it was last proposed.
-        let mut halves = HashMap::new();
+        let mut halves = FxHashMap::default();
         for left in 0..symbols.len().saturating_sub(1) {
             self.propose(text, &symbols, left, &mut queue, &mut halves);
         }
@@ -175,7 +176,7 @@ impl Spm {
         symbols: &[Symbol],
         left: usize,
         queue: &mut BinaryHeap<Pair>,
-        halves: &mut HashMap<&'t str, usize>,
+        halves: &mut FxHashMap<&'t str, usize>,
     ) {
         let a = symbols[left];
         let Some(b) = symbols.get(a.next) else { return };
@@ -197,7 +198,7 @@ impl Spm {
         text: &str,
         start: usize,
         end: usize,
-        halves: &HashMap<&str, usize>,
+        halves: &FxHashMap<&str, usize>,
         tokens: &mut Vec<Token>,
     ) {
         // A stack, since a chain of unused pieces is as deep as a file cares to make it.
