@@ -14,7 +14,7 @@ use crate::{KvSpec, Logits, RunError, Runner, Step, StepLimits, Want};
 /// Rows of logits in one step: bounds the logits buffer where prompt log-probabilities are asked for.
 const PROMPT_LOGIT_ROWS: usize = 64;
 
-/// Plans kept; beyond that all are dropped, since building one again costs less than a millisecond.
+/// Plans kept; beyond that all are dropped, since building one again costs a millisecond or two.
 const MAX_PLANS: usize = 4096;
 
 /// How the CPU backend is set up.
