@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Generate(Box<GenerateArgs>),
     /// Run a workload in process and print throughput and latencies.
     Bench(Box<BenchArgs>),
+    /// Print what this machine has for Millrace, and what is wrong in words.
+    Doctor(DoctorArgs),
 }
 
 /// Which model, and how it is run: common to all commands.
@@ -155,6 +157,22 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum, default_value_t = Batching::Continuous)]
     pub(crate) batching: Batching,
     /// Print the figures as JSON instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Which backend is meant to serve here: with `neuron`, a machine without devices is an error.
+    #[arg(long, value_enum, default_value_t = Backend::Auto)]
+    pub(crate) backend: Backend,
+    /// The Neuron runtime library; looked for where it is installed unless given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) neuron_library: Option<PathBuf>,
+    /// The graph compiler.
+    #[arg(long, value_name = "PATH", default_value = "neuronx-cc")]
+    pub(crate) compiler: PathBuf,
+    /// Print the report as JSON.
     #[arg(long)]
     pub(crate) json: bool,
 }
