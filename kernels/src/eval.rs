@@ -8,16 +8,20 @@
 mod arith;
 mod contract;
 mod index;
+mod program;
+mod ranks;
 mod value;
 mod walk;
 
 use std::collections::HashMap;
 use std::panic::Location;
-use std::sync::Arc;
 
-use millrace_graph::{Graph, GraphError, Node, Op, Type};
+use millrace_graph::{Graph, GraphError, Type};
 
 use value::Data;
+
+pub use program::Program;
+pub use ranks::{Meeting, Ranks, Together};
 pub use value::Value;
 
 /// Why a graph has no result.
@@ -99,84 +103,22 @@ pub enum Fault {
     /// A fused op: [`millrace_graph::define::inline`] the graph first.
     #[error("a fused op; inline its definition first")]
     Fused,
-    /// A collective, which one rank cannot compute alone.
+    /// A collective, and no other ranks were given.
     #[error("needs the other ranks")]
     NeedsRanks,
+    /// A collective that did not come about.
+    #[error("{0}")]
+    Ranks(String),
 }
 
 /// The outputs of a graph of primitives, in order, from the values of its parameters by name. Names that the
-/// graph does not know are ignored.
+/// graph does not know are ignored. [`Program`] does the same many times, in place, and with other ranks.
 ///
 /// # Errors
 /// Where the graph is ill-formed or contains a fused op or a collective, an input is missing or of another
 /// type, or a node has no result for these inputs.
 pub fn evaluate(graph: &Graph, inputs: &HashMap<String, Value>) -> Result<Vec<Value>, EvalError> {
-    graph.verify()?;
-    let mut users = vec![0usize; graph.nodes.len()];
-    let operands = graph.nodes.iter().flat_map(|node| &node.inputs);
-    for id in operands.chain(graph.outputs.iter().map(|output| &output.node)) {
-        users[id.index()] += 1;
-    }
-    let mut values: Vec<Option<Value>> = Vec::with_capacity(graph.nodes.len());
-    for (index, node) in graph.nodes.iter().enumerate() {
-        let value = match &node.op {
-            Op::Parameter(id) => parameter(&graph.param(*id).name, &node.ty, inputs)?,
-            _ => {
-                let operands: Vec<&Value> =
-                    node.inputs.iter().filter_map(|id| values[id.index()].as_ref()).collect();
-                let data = compute(node, &operands).map_err(|fault| EvalError::Node {
-                    node: index,
-                    op: node.op.name(),
-                    location: node.location,
-                    fault,
-                })?;
-                Value::new(node.ty.clone(), data)
-            }
-        };
-        values.push((users[index] > 0).then_some(value));
-        for id in &node.inputs {
-            users[id.index()] -= 1;
-            if users[id.index()] == 0 {
-                values[id.index()] = None;
-            }
-        }
-    }
-    Ok(graph.outputs.iter().filter_map(|output| values[output.node.index()].clone()).collect())
-}
-
-fn parameter(name: &str, ty: &Type, inputs: &HashMap<String, Value>) -> Result<Value, EvalError> {
-    let value =
-        inputs.get(name).ok_or_else(|| EvalError::MissingInput { name: name.to_owned(), ty: ty.clone() })?;
-    if value.ty() != ty {
-        let (want, got) = (ty.clone(), value.ty().clone());
-        return Err(EvalError::InputType { name: name.to_owned(), want, got });
-    }
-    Ok(value.clone())
-}
-
-/// One node. The graph has been verified: operands have the number, kinds and shapes that the operation takes.
-fn compute(node: &Node, operands: &[&Value]) -> Result<Arc<Data>, Fault> {
-    let ty = &node.ty;
-    let data = match (&node.op, operands) {
-        (Op::Reshape, [x]) => return Ok(x.shared()),
-        (Op::Constant(literal), _) => arith::constant(literal, ty),
-        (Op::Iota { dim }, _) => arith::iota(*dim, ty),
-        (Op::Broadcast { dims }, [x]) => index::broadcast(dims, x, ty),
-        (Op::Transpose { perm }, [x]) => index::transpose(perm, x, ty),
-        (Op::Slice { starts, strides, .. }, [x]) => index::slice(starts, strides, x, ty),
-        (Op::Concatenate { dim }, xs) => index::concatenate(*dim, xs, ty),
-        (Op::Convert, [x]) => arith::convert(x, ty)?,
-        (Op::Unary(op), [x]) => arith::unary(*op, x, ty),
-        (Op::Binary(op), [x, y]) => arith::binary(*op, x, y, ty)?,
-        (Op::Compare(direction), [x, y]) => arith::compare(*direction, x, y),
-        (Op::Select, [pred, x, y]) => arith::select(pred, x, y),
-        (Op::Reduce { op, dims }, [x]) => contract::reduce(*op, dims, x, ty),
-        (Op::Dot(dims), [x, y]) => contract::dot(dims, x, y, ty),
-        (Op::Gather(dims), [x, indices]) => index::gather(dims, x, indices, ty)?,
-        (Op::Scatter(dims), [x, indices, updates]) => index::scatter(dims, x, indices, updates)?,
-        (Op::AllReduce { .. }, _) => return Err(Fault::NeedsRanks),
-        (Op::Fused(_), _) => return Err(Fault::Fused),
-        (op, _) => unreachable!("verification checks the operands of {}", op.name()),
-    };
-    Ok(Arc::new(data))
+    let program = Program::new(graph.clone())?;
+    let mut values: Vec<_> = graph.params.iter().map(|param| inputs.get(&param.name).cloned()).collect();
+    program.run(&mut values, None)
 }

@@ -38,6 +38,11 @@ pub(super) fn iota(dim: usize, ty: &Type) -> Data {
     Data::Int(counts.into_iter().map(|x| wrap(ty.dtype, x)).collect())
 }
 
+/// Whether every number of the one float type is one of the other, so that their elements are the same.
+pub(super) fn widens(from: DType, to: DType) -> bool {
+    from.is_float() && (from == to || to == DType::F32)
+}
+
 /// Floats become integers by truncation, anything becomes `pred` by comparison with zero.
 pub(super) fn convert(x: &Value, ty: &Type) -> Result<Data, Fault> {
     let mut floats = match x.data() {

@@ -1,5 +1,7 @@
 //! Reductions and dot products, accumulated in f64.
 
+use std::sync::Arc;
+
 use millrace_graph::{DType, DotDims, Reduction, Type};
 
 use super::value::{round, wrap};
@@ -14,33 +16,71 @@ pub(super) fn reduce(op: Reduction, dims: &[usize], x: &Value, ty: &Type) -> Dat
     let walk = Walk::new(shape, &strides(shape), &steps);
     match x.data() {
         Data::Float(x) => {
-            let (start, fold): (f64, fn(f64, f64) -> f64) = match op {
-                Reduction::Add => (0.0, |x, y| x + y),
-                Reduction::Maximum => (f64::NEG_INFINITY, |x, y| if x > y || x.is_nan() { x } else { y }),
-                Reduction::Minimum => (f64::INFINITY, |x, y| if x < y || x.is_nan() { x } else { y }),
-            };
+            let (start, fold) = floating(op);
             let folded = folded(&walk, ty.elements(), start, |x: f32| f64::from(x), fold, x);
             let mut result: Vec<f32> = folded.into_iter().map(|x| x as f32).collect();
             round(ty.dtype, &mut result);
             Data::Float(result)
         }
         Data::Int(x) => {
-            let (low, high) = match ty.dtype {
-                DType::I8 => (i64::from(i8::MIN), i64::from(i8::MAX)),
-                DType::U8 => (0, i64::from(u8::MAX)),
-                DType::U32 => (0, i64::from(u32::MAX)),
-                _ => (i64::from(i32::MIN), i64::from(i32::MAX)),
-            };
-            let (start, fold): (i64, fn(i64, i64) -> i64) = match op {
-                Reduction::Add => (0, i64::wrapping_add),
-                Reduction::Maximum => (low, i64::max),
-                Reduction::Minimum => (high, i64::min),
-            };
+            let (start, fold) = whole(op, ty.dtype);
             let folded = folded(&walk, ty.elements(), start, |x: i64| x, fold, x);
             Data::Int(folded.into_iter().map(|x| wrap(ty.dtype, x)).collect())
         }
         Data::Pred(_) | Data::Blocks(_) => unreachable!("inference refuses such reductions"),
     }
+}
+
+/// What a fold of floats starts from, and its step.
+fn floating(op: Reduction) -> (f64, fn(f64, f64) -> f64) {
+    match op {
+        Reduction::Add => (0.0, |x, y| x + y),
+        Reduction::Maximum => (f64::NEG_INFINITY, |x, y| if x > y || x.is_nan() { x } else { y }),
+        Reduction::Minimum => (f64::INFINITY, |x, y| if x < y || x.is_nan() { x } else { y }),
+    }
+}
+
+/// What a fold of integers starts from, and its step.
+fn whole(op: Reduction, dtype: DType) -> (i64, fn(i64, i64) -> i64) {
+    let (low, high) = match dtype {
+        DType::I8 => (i64::from(i8::MIN), i64::from(i8::MAX)),
+        DType::U8 => (0, i64::from(u8::MAX)),
+        DType::U32 => (0, i64::from(u32::MAX)),
+        _ => (i64::from(i32::MIN), i64::from(i32::MAX)),
+    };
+    match op {
+        Reduction::Add => (0, i64::wrapping_add),
+        Reduction::Maximum => (low, i64::max),
+        Reduction::Minimum => (high, i64::min),
+    }
+}
+
+/// Folds values of one type into one, element by element, in their order.
+pub(super) fn fold(op: Reduction, values: &[&Value]) -> Value {
+    let ty = values[0].ty().clone();
+    let data = match values[0].data() {
+        Data::Float(_) => {
+            let (start, step) = floating(op);
+            let mut sums = vec![start; ty.elements()];
+            for value in values {
+                sums.iter_mut()
+                    .zip(floats(value.data()))
+                    .for_each(|(sum, x)| *sum = step(*sum, f64::from(*x)));
+            }
+            let mut result: Vec<f32> = sums.into_iter().map(|x| x as f32).collect();
+            round(ty.dtype, &mut result);
+            Data::Float(result)
+        }
+        _ => {
+            let (start, step) = whole(op, ty.dtype);
+            let mut sums = vec![start; ty.elements()];
+            for value in values {
+                sums.iter_mut().zip(integers(value.data())).for_each(|(sum, x)| *sum = step(*sum, *x));
+            }
+            Data::Int(sums.into_iter().map(|x| wrap(ty.dtype, x)).collect())
+        }
+    };
+    Value::new(ty, Arc::new(data))
 }
 
 /// Folds `x` along `walk`, whose second array is the result.
@@ -96,13 +136,13 @@ fn integers(data: &Data) -> &[i64] {
 }
 
 /// Brings both sides to `[batch, free, contracting]` and multiplies run by run.
-fn contracted<T: Copy + Default>(
+fn contracted<T: Copy + Default + Send + Sync>(
     dims: &DotDims,
     x: &Value,
     y: &Value,
     elements: usize,
     read: for<'a> fn(&'a Data) -> &'a [T],
-    product: impl Fn(&[T], &[T]) -> T,
+    product: impl Fn(&[T], &[T]) -> T + Sync,
 ) -> Vec<T> {
     let (x_shape, y_shape) = (&x.ty().shape, &y.ty().shape);
     let size = |shape: &[usize], of: &[usize]| of.iter().map(|dim| shape[*dim]).product::<usize>();
@@ -114,16 +154,82 @@ fn contracted<T: Copy + Default>(
     }
     let x = runs(read(x.data()), x_shape, &dims.lhs_batch, &dims.lhs_contracting);
     let y = runs(read(y.data()), y_shape, &dims.rhs_batch, &dims.rhs_contracting);
-    let (x_size, y_size) = (x.len() / batch, y.len() / batch);
-    let mut to = result.iter_mut();
-    for (x, y) in x.chunks_exact(x_size).zip(y.chunks_exact(y_size)) {
-        for x in x.chunks_exact(length) {
-            for (y, to) in y.chunks_exact(length).zip(&mut to) {
+    let (rows, columns) = (x.len() / batch / length, y.len() / batch / length);
+    // One side of a large product is a weight of many columns; where it is not, there are many batches.
+    let threads = match x.len().saturating_mul(columns) {
+        work if work < PARALLEL => 1,
+        _ => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    if threads == 1 || batch > 1 || columns < 2 * threads {
+        let each = batch.div_ceil(threads);
+        let parts = result.chunks_mut(each * rows * columns);
+        let sides = x.chunks(each * rows * length).zip(y.chunks(each * columns * length));
+        let multiply = |to: &mut [T], x: &[T], y: &[T]| {
+            let sides = x.chunks_exact(rows * length).zip(y.chunks_exact(columns * length));
+            for (to, (x, y)) in to.chunks_exact_mut(rows * columns).zip(sides) {
+                tiled(to, columns, x, y, length, &product);
+            }
+        };
+        std::thread::scope(|scope| {
+            let multiply = &multiply;
+            let mut works = parts.zip(sides).map(|(to, (x, y))| move || multiply(to, x, y));
+            let mine = works.next();
+            for work in works {
+                scope.spawn(work);
+            }
+            if let Some(mut work) = mine {
+                work();
+            }
+        });
+        return result;
+    }
+    let each = columns.div_ceil(threads);
+    std::thread::scope(|scope| {
+        let (x, product) = (&x, &product);
+        let parts: Vec<_> = y
+            .chunks(each * length)
+            .map(|y| {
+                let columns = y.len() / length;
+                let multiply = move || {
+                    let mut part = vec![T::default(); rows * columns];
+                    tiled(&mut part, columns, x, y, length, product);
+                    part
+                };
+                (columns, scope.spawn(multiply))
+            })
+            .collect();
+        let mut at = 0;
+        for (some, part) in parts {
+            let part = part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            for (to, from) in result.chunks_exact_mut(columns).zip(part.chunks_exact(some)) {
+                to[at..at + some].copy_from_slice(from);
+            }
+            at += some;
+        }
+    });
+    result
+}
+
+/// Multiplications from which on threads are worth their start.
+const PARALLEL: usize = 1 << 20;
+
+/// Every run of `x` by every run of `y`, a few runs of `y` at a time, so that they are read from memory once.
+fn tiled<T: Copy>(
+    to: &mut [T],
+    columns: usize,
+    x: &[T],
+    y: &[T],
+    length: usize,
+    product: &impl Fn(&[T], &[T]) -> T,
+) {
+    const TILE: usize = 16;
+    for (tile, y) in y.chunks(TILE * length).enumerate() {
+        for (x, to) in x.chunks_exact(length).zip(to.chunks_exact_mut(columns)) {
+            for (y, to) in y.chunks_exact(length).zip(&mut to[tile * TILE..]) {
                 *to = product(x, y);
             }
         }
     }
-    result
 }
 
 /// The elements with batch dimensions first, contracting dimensions last.

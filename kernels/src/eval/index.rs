@@ -1,5 +1,7 @@
 //! Moves elements: views, concatenation, gather and scatter.
 
+use std::collections::HashSet;
+
 use millrace_graph::{GatherDims, ScatterDims, Type};
 
 use super::value::map_data;
@@ -34,9 +36,9 @@ pub(super) fn slice(starts: &[usize], steps: &[usize], x: &Value, ty: &Type) -> 
     map_data!(x.data(), x => strided(x, start, &from, ty))
 }
 
-pub(super) fn concatenate(dim: usize, xs: &[&Value], ty: &Type) -> Data {
+pub(super) fn concatenate(dim: usize, xs: &[Value], ty: &Type) -> Data {
     fn all<'a, T: Copy + 'a>(
-        xs: &[&'a Value],
+        xs: &'a [Value],
         rows: usize,
         dim: usize,
         read: fn(&'a Data) -> &'a [T],
@@ -51,7 +53,7 @@ pub(super) fn concatenate(dim: usize, xs: &[&Value], ty: &Type) -> Data {
         out
     }
     let rows = ty.shape[..dim].iter().product();
-    match xs.first().map(|x| x.data()) {
+    match xs.first().map(Value::data) {
         Some(Data::Float(_)) => {
             Data::Float(all(xs, rows, dim, |data| if let Data::Float(x) = data { x } else { &[] }))
         }
@@ -181,13 +183,14 @@ pub(super) fn gather(dims: &GatherDims, x: &Value, indices: &Value, ty: &Type) -
     Ok(map_data!(x.data(), x => all(x, elements, &window, each)?))
 }
 
+/// Writes into `x` itself where nobody else holds its elements. `x` is as it was where an index is refused.
 pub(super) fn scatter(
     dims: &ScatterDims,
-    x: &Value,
+    x: &mut Value,
     indices: &Value,
     updates: &Value,
-) -> Result<Data, Fault> {
-    let (operand, source) = (&x.ty().shape, &updates.ty().shape);
+) -> Result<(), Fault> {
+    let (operand, source) = (&x.ty().shape.clone(), &updates.ty().shape);
     let kept: Vec<usize> =
         (0..operand.len()).filter(|dim| !dims.inserted_window_dims.contains(dim)).collect();
     let mut extent = vec![1; operand.len()];
@@ -206,12 +209,17 @@ pub(super) fn scatter(
     );
     let batch: Vec<usize> = (0..source.len()).filter(|dim| !dims.update_window_dims.contains(dim)).collect();
 
-    let mut written = vec![false; x.ty().elements()];
+    // Windows of one element in every indexed dimension overlap where they are the same and nowhere else.
+    let points = dims.scatter_dims_to_operand_dims.iter().all(|dim| extent[*dim] == 1);
+    let mut starts = HashSet::new();
+    let mut written = vec![false; if points { 0 } else { x.ty().elements() }];
     let mut moves = Vec::new();
     each_window(source, &batch, indices.ty(), dims.index_vector_dim, |from, at| {
         let to = windows.offset(at)?;
-        let mut twice = false;
-        window.points(to, from, |to, _| twice |= std::mem::replace(&mut written[to], true));
+        let mut twice = points && !starts.insert(to);
+        if !points {
+            window.points(to, from, |to, _| twice |= std::mem::replace(&mut written[to], true));
+        }
         if twice {
             return Err(Fault::Duplicate { index: windows.vector(at) });
         }
@@ -219,17 +227,16 @@ pub(super) fn scatter(
         Ok(())
     })?;
 
-    fn all<T: Copy>(x: &[T], updates: &[T], window: &Walk, moves: &[(usize, usize)]) -> Vec<T> {
-        let mut out = x.to_vec();
+    fn all<T: Copy>(x: &mut [T], updates: &[T], window: &Walk, moves: &[(usize, usize)]) {
         for (to, from) in moves {
-            window.copy(&mut out, *to, updates, *from);
+            window.copy(x, *to, updates, *from);
         }
-        out
     }
-    Ok(match (x.data(), updates.data()) {
-        (Data::Float(x), Data::Float(updates)) => Data::Float(all(x, updates, &window, &moves)),
-        (Data::Int(x), Data::Int(updates)) => Data::Int(all(x, updates, &window, &moves)),
-        (Data::Pred(x), Data::Pred(updates)) => Data::Pred(all(x, updates, &window, &moves)),
+    match (x.data_mut(), updates.data()) {
+        (Data::Float(x), Data::Float(updates)) => all(x, updates, &window, &moves),
+        (Data::Int(x), Data::Int(updates)) => all(x, updates, &window, &moves),
+        (Data::Pred(x), Data::Pred(updates)) => all(x, updates, &window, &moves),
         _ => unreachable!("inference checks that operands have one plain type"),
-    })
+    }
+    Ok(())
 }

@@ -134,6 +134,16 @@ impl Value {
         &self.data
     }
 
+    /// Its elements, copied first if another value shares them.
+    pub(super) fn data_mut(&mut self) -> &mut Data {
+        Arc::make_mut(&mut self.data)
+    }
+
+    /// The same elements under another type of as many.
+    pub(super) fn retyped(self, ty: Type) -> Value {
+        Value { ty, data: self.data }
+    }
+
     pub(super) fn shared(&self) -> Arc<Data> {
         self.data.clone()
     }
