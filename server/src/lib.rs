@@ -8,6 +8,7 @@
 //! engine with it.
 #![forbid(unsafe_code)]
 
+pub mod assistant;
 mod auth;
 mod body;
 mod config;
