@@ -156,6 +156,10 @@ pub(crate) struct BenchArgs {
     /// Whether a request joins a running batch, or waits until the whole batch has ended.
     #[arg(long, value_enum, default_value_t = Batching::Continuous)]
     pub(crate) batching: Batching,
+    /// Instead of timing anything, compare the next-token distributions of `--precision fast` with those of `reference`
+    /// on the sequences of a JSON file: `[{"tokens": [1, 2, 3], "from": 1}, ...]`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) divergence: Option<PathBuf>,
     /// Print the figures as JSON instead of a table.
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,5 +1,6 @@
 //! `millrace bench`: a workload in process, through the same engine and runner that serve requests.
 
+mod divergence;
 mod report;
 mod workload;
 
@@ -25,6 +26,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     if args.request_rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)) {
         bail!("--request-rate must be a positive number of requests a second");
+    }
+    if let Some(file) = &args.divergence {
+        return divergence::run(&args.model, file, args.json);
     }
     let started = Instant::now();
     let loaded = load::open(&args.model)?;
