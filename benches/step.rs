@@ -58,7 +58,7 @@ fn check(runner: &mut CpuRunner) {
     let (prompt, paris) = ([504, 3575, 282, 4649, 314], 7042);
     let mut logits = Logits::default();
     run(runner, &step(1, 0, prompt.len(), |i| prompt[i]), &mut logits);
-    let best = (0..logits.vocab).max_by(|a, b| logits.row(0)[*a].total_cmp(&logits.row(0)[*b]));
+    let best = (0..logits.columns).max_by(|a, b| logits.row(0)[*a].total_cmp(&logits.row(0)[*b]));
     assert_eq!(best, Some(paris), "the model's answer is not what it should be");
 }
 

@@ -79,7 +79,7 @@ impl Runner for Free {
     }
 
     fn wait(&mut self, logits: &mut Logits) -> Result<(), RunError> {
-        logits.vocab = VOCAB;
+        (logits.cut, logits.columns) = (None, VOCAB);
         logits.values.resize(self.0 * VOCAB, 0.0);
         Ok(())
     }

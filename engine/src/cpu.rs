@@ -218,8 +218,9 @@ impl Runner for CpuRunner {
     fn wait(&mut self, logits: &mut Logits) -> Result<(), RunError> {
         let rows = self.pending.take().ok_or_else(|| RunError::Fatal("no step was submitted".into()))?;
         let inputs = &self.inputs;
-        logits.vocab = self.config.vocab;
-        logits.values.resize(rows.max(1) * logits.vocab, 0.0);
+        logits.cut = None;
+        logits.columns = self.config.vocab;
+        logits.values.resize(rows.max(1) * logits.columns, 0.0);
         let plan = &self.plans[&(inputs.tokens.len(), rows.max(1))];
         let operands: [&[i32]; 6] = [
             &inputs.tokens,

@@ -42,7 +42,7 @@ pub fn start(
     let kv = runner.kv();
     let (sender, inbox) = mpsc::channel();
     let shared = Shared::new();
-    let handle = Handle::new(sender, shared.clone(), Bounds::new(&config, kv, runner.vocab()));
+    let handle = Handle::new(sender, shared.clone(), Bounds::new(&config, kv, &*runner));
     let engine = Engine {
         figures: Figures::new(observer, shared.clone(), limits.rows),
         sampler: Sampler::new(runner.vocab()),
@@ -153,6 +153,7 @@ impl Engine {
             self.figures.start();
             self.scheduler.plan(&mut self.plan);
             self.leave_queue();
+            self.adjust();
             if let Err(error) = self.run_step() {
                 self.die(&error);
                 return Err(error);
@@ -227,6 +228,22 @@ impl Engine {
         }
     }
 
+    /// Gives a backend that cuts rows what is to be added to them before. All others get whole rows adjusted after.
+    fn adjust(&mut self) {
+        if self.runner.candidates().is_none() {
+            return;
+        }
+        let vocab = self.runner.vocab();
+        for at in 0..self.plan.step.rows.len() {
+            let row = &self.plan.step.rows[at];
+            let (request, choice) = request_of(row.seq);
+            let sampler = &self.live[&request].choices[choice].sampler;
+            if row.want == Want::Last && sampler.biases() {
+                sampler.bias(self.plan.step.add_bias(at, vocab));
+            }
+        }
+    }
+
     /// Runs the planned step. If the backend refuses it, halves of it are tried until each row that it refuses
     /// is known by itself; only those fail. No row reads what another row of the same step writes, and what a
     /// failed step wrote is written again, so halves compute what the whole would have.
@@ -284,14 +301,18 @@ impl Engine {
                 self.scheduler.commit(&self.plan, at, None);
                 continue;
             }
-            let sampled =
-                match self.sampler.sample(self.logits.row_mut(logits - 1), &live.choices[choice].sampler) {
-                    Ok(sampled) => sampled,
-                    Err(error) => {
-                        self.fail(at, error.to_string());
-                        continue;
-                    }
-                };
+            let state = &live.choices[choice].sampler;
+            let sampled = match self.logits.candidates(logits - 1) {
+                None => self.sampler.sample(self.logits.row_mut(logits - 1), state),
+                Some(best) => self.sampler.sample_candidates(best, self.plan.step.bias_of(at), state),
+            };
+            let sampled = match sampled {
+                Ok(sampled) => sampled,
+                Err(error) => {
+                    self.fail(at, error.to_string());
+                    continue;
+                }
+            };
             self.scheduler.commit(&self.plan, at, Some(sampled.0));
             let (interval, end) = live.emit(choice, sampled, cached, now);
             self.figures.token(interval, live.prompt.tokens.len());
@@ -347,7 +368,10 @@ impl Engine {
 /// A step of some of another's rows.
 fn select(step: &Step, rows: Range<usize>) -> Step {
     let mut part = Step::default();
-    for row in &step.rows[rows] {
+    for (at, row) in step.rows[rows.clone()].iter().enumerate() {
+        if let Some(bias) = step.bias_of(rows.start + at) {
+            part.add_bias(at, bias.len()).copy_from_slice(bias);
+        }
         let (first, first_block) = (part.tokens.len() as u32, part.blocks.len() as u32);
         part.tokens.extend_from_slice(step.tokens_of(row));
         part.blocks.extend_from_slice(step.blocks_of(row));

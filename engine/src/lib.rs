@@ -26,9 +26,9 @@ pub use pool::{Key, Pool};
 pub use request::{
     Event, FinishReason, Logprob, Request, RequestError, SamplingParams, SubmitError, TokenLogprobs,
 };
-pub use runner::{KvSpec, Logits, RunError, Runner, StepLimits};
+pub use runner::{Candidates, Cut, KvSpec, Logits, RunError, Runner, StepLimits};
 pub use sampler::{NoCandidate, Sampled, Sampler, SamplerState, penalised};
 pub use schedule::{Limits, Plan, Scheduler};
 pub use sequence::{Place, Prompt, Sequence};
-pub use step::{BlockId, Row, SeqId, Step, TokenId, Want};
+pub use step::{BlockId, MASKED, Row, SeqId, Step, TokenId, Want};
 pub use validate::{MAX_CHOICES, MAX_LOGPROBS};

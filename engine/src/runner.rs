@@ -1,6 +1,6 @@
 //! What a backend is to the engine.
 
-use crate::Step;
+use crate::{Step, TokenId};
 
 /// The KV cache that the backend could afford.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,24 +24,57 @@ pub struct StepLimits {
     pub logits: usize,
 }
 
-/// Logits of a step, in the order of [`Step::logit_rows`].
+/// Logits of a step, in the order of [`Step::logit_rows`]: whole rows, or of each row the best tokens only.
 #[derive(Debug, Default)]
 pub struct Logits {
-    /// Columns of each row.
-    pub vocab: usize,
+    /// Columns of each row: the vocabulary, or the candidates.
+    pub columns: usize,
     /// Row-major; reused from step to step.
     pub values: Vec<f32>,
+    /// What the values are of, where rows were cut.
+    pub cut: Option<Cut>,
+}
+
+/// What goes with rows of logits that were cut to their best tokens.
+#[derive(Debug, Default)]
+pub struct Cut {
+    /// The token of each value.
+    pub tokens: Vec<TokenId>,
+    /// Of each row, the natural logarithm of the sum of e^logit over the *whole* vocabulary and *without* the step's
+    /// bias: what makes log-probabilities of the model out of single logits.
+    pub log_sum_exp: Vec<f32>,
+}
+
+/// The best tokens of one row of logits, by logit with the step's bias, and all of them where the row is no longer.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidates<'a> {
+    /// Each at most once; in any order.
+    pub tokens: &'a [TokenId],
+    /// Their logits, bias included.
+    pub logits: &'a [f32],
+    /// As in [`Cut`].
+    pub log_sum_exp: f32,
 }
 
 impl Logits {
     /// One row.
     pub fn row(&self, index: usize) -> &[f32] {
-        &self.values[index * self.vocab..][..self.vocab]
+        &self.values[index * self.columns..][..self.columns]
     }
 
     /// One row, to be adjusted before sampling.
     pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
-        &mut self.values[index * self.vocab..][..self.vocab]
+        &mut self.values[index * self.columns..][..self.columns]
+    }
+
+    /// One row that was cut; `None` where rows are whole.
+    pub fn candidates(&self, index: usize) -> Option<Candidates<'_>> {
+        let cut = self.cut.as_ref()?;
+        Some(Candidates {
+            tokens: &cut.tokens[index * self.columns..][..self.columns],
+            logits: self.row(index),
+            log_sum_exp: cut.log_sum_exp[index],
+        })
     }
 }
 
@@ -64,8 +97,14 @@ pub trait Runner: Send {
     /// What one step may hold.
     fn limits(&self) -> StepLimits;
 
-    /// Columns of a row of logits.
+    /// Tokens in the vocabulary.
     fn vocab(&self) -> usize;
+
+    /// How many best tokens of each row it yields, where it cuts rows of logits on its device; it adds the step's
+    /// bias before that. `None` where it yields whole rows, and is given no bias.
+    fn candidates(&self) -> Option<usize> {
+        None
+    }
 
     /// Starts a step.
     ///

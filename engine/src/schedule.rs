@@ -59,6 +59,7 @@ impl Plan {
             tokens: Vec::with_capacity(tokens),
             blocks: Vec::with_capacity(blocks),
             rows: Vec::with_capacity(rows),
+            ..Step::default()
         };
         Plan { step, admitted: Vec::with_capacity(rows), ..Plan::default() }
     }

@@ -44,7 +44,7 @@ pub struct Row {
 }
 
 /// One iteration's work. The vectors are reused from step to step, so planning a step allocates nothing.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Step {
     /// New tokens, row after row.
     pub tokens: Vec<TokenId>,
@@ -52,7 +52,16 @@ pub struct Step {
     pub blocks: Vec<BlockId>,
     /// The rows; no sequence has two.
     pub rows: Vec<Row>,
+    /// Indices of rows whose logits are adjusted before they are cut, ascending. Only for a backend that
+    /// [cuts](crate::Runner::candidates), and only of rows that want their last token's logits.
+    pub biased: Vec<u32>,
+    /// What is added to those logits: a whole vocabulary for each, [`MASKED`] for a token that may not come.
+    pub bias: Vec<f32>,
 }
+
+/// Added to the logit of a token that may not be sampled. Finite, as a device may make a not-a-number of an infinite
+/// one, and far below any logit.
+pub const MASKED: f32 = -1e30;
 
 impl Step {
     /// Forgets the rows and keeps the memory.
@@ -60,6 +69,24 @@ impl Step {
         self.tokens.clear();
         self.blocks.clear();
         self.rows.clear();
+        self.biased.clear();
+        self.bias.clear();
+    }
+
+    /// What is added to a row's logits; `None` where nothing is.
+    pub fn bias_of(&self, row: usize) -> Option<&[f32]> {
+        let at = self.biased.binary_search(&u32::try_from(row).ok()?).ok()?;
+        let vocab = self.bias.len() / self.biased.len();
+        Some(&self.bias[at * vocab..][..vocab])
+    }
+
+    /// Adds a bias of zeros for a row behind all that have one, to be filled in.
+    pub fn add_bias(&mut self, row: usize, vocab: usize) -> &mut [f32] {
+        debug_assert!(self.biased.last().is_none_or(|last| (*last as usize) < row), "biased rows ascend");
+        let start = self.bias.len();
+        self.biased.push(row as u32);
+        self.bias.resize(start + vocab, 0.0);
+        &mut self.bias[start..]
     }
 
     /// A row's new tokens.

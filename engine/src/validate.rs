@@ -1,6 +1,6 @@
 //! What a request must satisfy. Past this line nothing re-checks.
 
-use crate::{EngineConfig, KvSpec, Request, SamplingParams, SubmitError, TokenId};
+use crate::{EngineConfig, KvSpec, Request, Runner, SamplingParams, SubmitError, TokenId};
 
 /// Choices of a request at most.
 pub const MAX_CHOICES: u32 = 128;
@@ -11,6 +11,8 @@ pub const MAX_LOGPROBS: u32 = 20;
 #[derive(Debug)]
 pub(crate) struct Bounds {
     pub(crate) vocab: usize,
+    /// As [`Runner::candidates`].
+    pub(crate) candidates: Option<usize>,
     pub(crate) block_size: usize,
     pub(crate) max_model_len: usize,
     pub(crate) max_queued_requests: usize,
@@ -18,9 +20,10 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    pub(crate) fn new(config: &EngineConfig, kv: KvSpec, vocab: usize) -> Self {
+    pub(crate) fn new(config: &EngineConfig, kv: KvSpec, runner: &dyn Runner) -> Self {
         Bounds {
-            vocab,
+            vocab: runner.vocab(),
+            candidates: runner.candidates(),
             block_size: kv.block_size,
             max_model_len: config.max_model_len,
             max_queued_requests: config.max_queued_requests,
@@ -52,7 +55,24 @@ pub(crate) fn request(request: &Request, bounds: &Bounds) -> Result<(), SubmitEr
         )
     })?;
     ids(request.prompt.iter().copied(), bounds.vocab, "prompt")?;
-    request.params.validate(bounds.vocab)
+    request.params.validate(bounds.vocab)?;
+    bounds.candidates.map_or(Ok(()), |candidates| from_candidates(&request.params, candidates))
+}
+
+/// What cannot be had of rows of logits that the device cut to their `candidates` best tokens.
+fn from_candidates(params: &SamplingParams, candidates: usize) -> Result<(), SubmitError> {
+    check(params.prompt_logprobs.is_none(), "prompt_logprobs", || {
+        "prompt_logprobs: this backend yields the best tokens of each position only, and not those of the prompt"
+            .to_owned()
+    })?;
+    let asked = params.logprobs.unwrap_or(0);
+    check(asked as usize <= candidates, "logprobs", || {
+        format!("logprobs must be at most {candidates} on this backend, not {asked}")
+    })?;
+    let penalty = params.repetition_penalty;
+    check(penalty >= 1.0, "repetition_penalty", || {
+        format!("repetition_penalty must be at least 1 on this backend, not {penalty}")
+    })
 }
 
 impl SamplingParams {

@@ -43,7 +43,7 @@ fn run(runner: &mut CpuRunner, tokens: &[u32], position: usize, want: Want) -> L
         blocks: blocks.len() as u32,
         want,
     };
-    let step = Step { tokens: tokens.to_vec(), blocks, rows: vec![row] };
+    let step = Step { tokens: tokens.to_vec(), blocks, rows: vec![row], ..Step::default() };
     let mut logits = Logits::default();
     runner.submit(&step).expect("the step is well-formed");
     runner.wait(&mut logits).expect("the step runs");

@@ -58,7 +58,8 @@ fn logits(runner: &mut CpuRunner, tokens: &[u32], from: usize) -> Vec<Vec<f32>> 
             blocks: blocks.len() as u32,
             want: if all { Want::All } else { Want::Nothing },
         };
-        let step = Step { tokens: tokens[position..end].to_vec(), blocks, rows: vec![row] };
+        let step =
+            Step { tokens: tokens[position..end].to_vec(), blocks, rows: vec![row], ..Step::default() };
         runner.submit(&step).expect("the step is well-formed");
         runner.wait(&mut out).expect("the step runs");
         if all {

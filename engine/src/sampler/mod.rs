@@ -3,6 +3,7 @@
 //!
 //! A draw depends on the logits, the request's seed, the choice and the position in its output, and on nothing else.
 
+mod candidates;
 pub(crate) mod philox;
 mod truncate;
 mod vector;
@@ -101,13 +102,22 @@ impl SamplerState {
             if !count.in_prompt {
                 repeated(logit);
             }
-            *logit -= params.presence_penalty + params.frequency_penalty * count.times as f32;
+            *logit -= self.count_penalty(*count);
         }
+        self.mask(logits, f32::NEG_INFINITY);
+    }
+
+    fn count_penalty(&self, count: Count) -> f32 {
+        self.params.presence_penalty + self.params.frequency_penalty * count.times as f32
+    }
+
+    /// Puts `value` in the place of tokens that may not come yet.
+    fn mask(&self, logits: &mut [f32], value: f32) {
         if self.masks() {
-            let eos = if params.ignore_eos { &[][..] } else { &params.eos_token_ids };
-            for token in params.stop_token_ids.iter().chain(eos) {
+            let eos = if self.params.ignore_eos { &[][..] } else { &self.params.eos_token_ids };
+            for token in self.params.stop_token_ids.iter().chain(eos) {
                 if let Some(logit) = logits.get_mut(*token as usize) {
-                    *logit = f32::NEG_INFINITY;
+                    *logit = value;
                 }
             }
         }
@@ -192,14 +202,19 @@ impl Sampler {
             );
         }
         let scratch = (&mut self.order, &mut self.floats);
-        let mut left = uniform * truncate(logits, &self.maxima, max, params, &mut self.kept, scratch);
+        let weight = truncate(logits, &self.maxima, max, params, &mut self.kept, scratch);
+        Ok(self.draw_from_kept(uniform * weight).unwrap_or(best as TokenId))
+    }
+
+    /// The token at which the weights of those kept, in the order of their ids, first exceed `left`.
+    fn draw_from_kept(&self, mut left: f64) -> Option<TokenId> {
         let drawn = self.kept.iter().find(|candidate| {
             left -= f64::from(candidate.weight);
             left < 0.0
         });
         // Rounding may leave a trifle after the last.
         let last = || self.kept.iter().rfind(|candidate| candidate.weight > 0.0);
-        Ok(drawn.or_else(last).map_or(best as TokenId, |candidate| candidate.token))
+        drawn.or_else(last).map(|candidate| candidate.token)
     }
 
     /// Weighs blocks first, then the tokens of the one that the draw falls into.

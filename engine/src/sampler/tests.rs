@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Candidates;
 
 /// Tokens that may be drawn with their probabilities, best first, and how far from being cut differently.
 fn reference(logits: &[f32], params: &SamplingParams) -> (Vec<(TokenId, f64)>, f64) {
@@ -227,5 +228,114 @@ fn draws_follow_the_distribution() {
         assert!(square < quantile, "{params:?}: {square} of {quantile}");
         let kept: u32 = tokens.iter().map(|(id, _)| counts[*id as usize]).sum();
         assert_eq!(kept, draws, "nothing else is drawn");
+    }
+}
+
+/// Cuts a row to its `count` best tokens after `bias`, as a device would; the worst first, as no order is promised.
+fn cut(logits: &[f32], bias: &[f32], count: usize) -> (Vec<TokenId>, Vec<f32>, f32) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let finite = logits.iter().filter(|x| !x.is_nan());
+    let sum: f64 = finite.map(|x| (f64::from(*x) - f64::from(max)).exp()).sum();
+    let biased = |token: usize| logits[token] + bias.get(token).copied().unwrap_or(0.0) + 0.0;
+    let mut tokens: Vec<usize> = (0..logits.len()).filter(|token| !logits[*token].is_nan()).collect();
+    tokens.sort_by(|a, b| biased(*b).total_cmp(&biased(*a)).then(a.cmp(b)));
+    tokens.truncate(count);
+    tokens.reverse();
+    let values = tokens.iter().map(|token| biased(*token)).collect();
+    (tokens.into_iter().map(|token| token as TokenId).collect(), values, (f64::from(max) + sum.ln()) as f32)
+}
+
+/// Numbers whose sums are exact, so that the order of additions does not matter.
+fn exact(range: std::ops::Range<i32>) -> impl Strategy<Value = f32> {
+    range.prop_map(|x| x as f32 / 8.0)
+}
+
+fn limited(params: &SamplingParams, candidates: usize) -> SamplingParams {
+    let top_k = Some(params.top_k.map_or(candidates, |k| candidates.min(k as usize)) as u32);
+    SamplingParams { top_k, ..params.clone() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+    /// To the bit, as a whole row would be sampled with a `top_k` of no more than the candidates.
+    #[test]
+    fn candidates_are_a_whole_row_cut_by_top_k(
+        logits in logits(), params in truncation(), greedy: bool, share in 0.0f32..1.0, seed: u64, top in 0u32..8,
+    ) {
+        let count = 1 + (share * (logits.len() - 1) as f32) as usize;
+        prop_assume!(count < logits.len());
+        let temperature = if greedy { 0.0 } else { params.temperature };
+        let params = SamplingParams { temperature, logprobs: Some(top), ..params };
+        let mut sampler = Sampler::new(logits.len());
+        let whole = sampler.sample(&mut logits.clone(), &state(&limited(&params, count), seed, 1));
+        let (tokens, values, log_sum_exp) = cut(&logits, &[], count);
+        let row = Candidates { tokens: &tokens, logits: &values, log_sum_exp };
+        let found = sampler.sample_candidates(row, None, &state(&params, seed, 1));
+        let ((whole, theirs), (found, ours)) = (whole.expect("finite"), found.expect("finite"));
+        prop_assert_eq!(whole, found);
+        let (theirs, ours) = (theirs.expect("asked for"), ours.expect("asked for"));
+        let finite = values.iter().filter(|x| x.is_finite()).count();
+        prop_assert_eq!(ours.top.len(), finite.min(top as usize));
+        for (ours, theirs) in ours.top.iter().chain([&ours.chosen]).zip(theirs.top.iter().take(ours.top.len()).chain([&theirs.chosen])) {
+            prop_assert_eq!((ours.token, ours.rank), (theirs.token, theirs.rank));
+            prop_assert!((ours.logprob - theirs.logprob).abs() < 1e-5, "{ours:?} {theirs:?}");
+        }
+    }
+
+    /// What is added before the cut is what is added to a whole row, and the log-probabilities are without it.
+    #[test]
+    fn adjusted_candidates_are_an_adjusted_row(
+        logits in prop::collection::vec(exact(-40..40), 12..60),
+        drawn in truncation(),
+        prompt in prop::collection::vec(0u32..12, 0..6),
+        output in prop::collection::vec(0u32..12, 0..12),
+        bias in prop::collection::vec((0u32..12, exact(-24..24)), 0..3),
+        repetition in prop_oneof![Just(1.0f32), Just(2.0), Just(4.0)],
+        (presence, frequency) in (exact(-16..17), exact(-16..17)),
+        min_tokens in 0u32..12,
+        (count, greedy, seed) in (1usize..11, any::<bool>(), any::<u64>()),
+    ) {
+        let params = SamplingParams {
+            temperature: if greedy { 0.0 } else { drawn.temperature },
+            repetition_penalty: repetition, presence_penalty: presence, frequency_penalty: frequency,
+            logit_bias: bias, min_tokens, stop_token_ids: vec![3, 7], eos_token_ids: vec![5, 400],
+            logprobs: Some(2), max_tokens: 100, ..drawn
+        };
+        let of = |params: &SamplingParams| {
+            let mut state = SamplerState::new(Arc::new(params.clone()), seed, 0, penalised(&prompt, params));
+            output.iter().for_each(|token| state.accept(*token));
+            state
+        };
+        let state = of(&params);
+        let mut added = vec![0.0; logits.len()];
+        state.bias(&mut added);
+        prop_assert!(state.biases() || added.iter().all(|x| *x == 0.0));
+        let (tokens, values, log_sum_exp) = cut(&logits, &added, count);
+        let row = Candidates { tokens: &tokens, logits: &values, log_sum_exp };
+        let mut sampler = Sampler::new(logits.len());
+        let found = sampler.sample_candidates(row, Some(&added), &state);
+
+        let mut adjusted = logits.clone();
+        state.adjust(&mut adjusted);
+        // So many candidates are still the best after the repetition penalty; one that fell to the lowest may tie.
+        let forbidden = |token: &TokenId| adjusted[*token as usize] == f32::NEG_INFINITY;
+        let lowest = tokens.iter().position(|token| !forbidden(token)).map(|at| values[at]);
+        let Some(lowest) = lowest else {
+            prop_assert_eq!(found, Err(NoCandidate));
+            return Ok(());
+        };
+        let of_candidates = |token: &&TokenId| !forbidden(token) && adjusted[**token as usize] >= lowest;
+        let sure = if repetition == 1.0 { count } else { tokens.iter().filter(of_candidates).count() };
+        let tied = tokens.iter().any(|token| adjusted[*token as usize] == lowest && repetition != 1.0);
+        let (token, scores) = found.expect("a token is allowed");
+        if sure > 0 && !tied {
+            let mut whole = logits.clone();
+            let (expected, _) = sampler.sample(&mut whole, &of(&limited(&params, sure))).expect("a token is allowed");
+            prop_assert_eq!(token, expected);
+        }
+        let exact = sampler.logprobs(&logits, token, 0).chosen.logprob;
+        let found = scores.expect("asked for").chosen.logprob;
+        prop_assert!((exact - found).abs() < 1e-5, "{found}, not {exact}");
     }
 }

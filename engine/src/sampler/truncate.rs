@@ -49,6 +49,11 @@ pub(crate) fn kth_bound(maxima: &[f32], k: usize, scratch: &mut Vec<f32>) -> f32
     *kth
 }
 
+/// The lowest logit that min_p passes.
+pub(crate) fn min_p_bound(max: f32, params: &SamplingParams) -> f32 {
+    if params.min_p > 0.0 { max + params.temperature * params.min_p.ln() } else { f32::MIN }
+}
+
 /// Leaves the tokens that may be drawn in `kept`, in the order of their ids, weighted; yields their weight.
 pub(crate) fn truncate(
     row: &[f32],
@@ -59,19 +64,18 @@ pub(crate) fn truncate(
     scratch: (&mut Vec<Candidate>, &mut Vec<f32>),
 ) -> f64 {
     let (order, floats) = scratch;
-    let scale = 1.0 / params.temperature;
     let top_k = params.top_k.map_or(row.len(), |k| (k as usize).min(row.len()));
 
     // The weight of all tokens, where top_p is a share of just that.
     let mut all = None;
     let mut bound = f32::MIN;
     if params.min_p > 0.0 {
-        bound = bound.max(max + params.temperature * params.min_p.ln());
+        bound = bound.max(min_p_bound(max, params));
     }
     if top_k < row.len() {
         bound = bound.max(kth_bound(maxima, top_k, floats));
     } else if params.min_p == 0.0 {
-        let total = *all.insert(vector::sum_exp(row, max, scale));
+        let total = *all.insert(vector::sum_exp(row, max, 1.0 / params.temperature));
         // Tokens that each weigh less than an equal share of what top_p leaves out leave out less than that together,
         // so the rest is enough. The margin keeps rounding on the safe side.
         let share = (1.0 - f64::from(params.top_p)) * total / row.len() as f64;
@@ -79,7 +83,20 @@ pub(crate) fn truncate(
         bound = bound.max(max + params.temperature * share.ln() as f32 - margin);
     }
     gather(row, maxima, bound, kept);
+    narrow(max, params, top_k, all, kept, order)
+}
 
+/// Of tokens that min_p has passed, in the order of their ids, keeps those that top_k and top_p leave, weighted;
+/// yields their weight. `all` is what top_p is a share of, where it is not what top_k leaves.
+pub(crate) fn narrow(
+    max: f32,
+    params: &SamplingParams,
+    top_k: usize,
+    all: Option<f64>,
+    kept: &mut Vec<Candidate>,
+    order: &mut Vec<Candidate>,
+) -> f64 {
+    let scale = 1.0 / params.temperature;
     if kept.len() > top_k {
         order.clone_from(kept);
         let last = *order.select_nth_unstable_by(top_k - 1, Candidate::rank).1;

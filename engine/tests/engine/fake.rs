@@ -56,14 +56,23 @@ pub(crate) struct FakeRunner {
     cells: Vec<Cell>,
     steps: u64,
     hook: Hook,
+    // Best tokens that it yields of each row; `None` for whole rows.
+    candidates: Option<usize>,
     result: Option<Result<Vec<f32>, RunError>>,
+    // Of the step under way, what is added to each row of logits before it is cut.
+    bias: Vec<Option<Vec<f32>>>,
 }
 
 impl FakeRunner {
     pub(crate) fn new(blocks: usize, block_size: usize, limits: StepLimits, hook: Hook) -> Self {
         let kv = KvSpec { block_size, blocks, bytes: 0 };
         let cells = vec![Cell::Empty; blocks * block_size];
-        FakeRunner { kv, limits, cells, steps: 0, hook, result: None }
+        FakeRunner { kv, limits, cells, steps: 0, hook, candidates: None, result: None, bias: Vec::new() }
+    }
+
+    /// One that cuts rows of logits to their best tokens, as a device does.
+    pub(crate) fn cutting(self, candidates: usize) -> Self {
+        FakeRunner { candidates: Some(candidates), ..self }
     }
 
     fn check(&self, step: &Step) {
@@ -143,11 +152,18 @@ impl Runner for FakeRunner {
         VOCAB
     }
 
+    fn candidates(&self) -> Option<usize> {
+        self.candidates
+    }
+
     fn submit(&mut self, step: &Step) -> Result<(), RunError> {
         assert!(self.result.is_none(), "one step at a time");
         self.check(step);
         let result = (self.hook)(self.steps, step);
         self.steps += 1;
+        assert!(self.candidates.is_some() || step.biased.is_empty(), "whole rows are adjusted after");
+        let wanted = (0..step.rows.len()).filter(|at| step.rows[*at].logit_rows() > 0);
+        self.bias = wanted.map(|at| step.bias_of(at).map(<[f32]>::to_vec)).collect();
         let logits = self.compute(step, result.is_err());
         self.result = Some(result.map(|()| logits));
         Ok(())
@@ -155,11 +171,33 @@ impl Runner for FakeRunner {
 
     fn wait(&mut self, logits: &mut Logits) -> Result<(), RunError> {
         let result = self.result.take().expect("a step was submitted");
-        logits.vocab = VOCAB;
+        (logits.cut, logits.columns) = (None, VOCAB);
         logits.values.clear();
         logits.values.extend(result?);
+        if let Some(count) = self.candidates {
+            cut(logits, count, &self.bias);
+        }
         Ok(())
     }
+}
+
+/// Leaves the best tokens of each row after its bias, the worst of them first, as no order is promised.
+fn cut(logits: &mut Logits, count: usize, bias: &[Option<Vec<f32>>]) {
+    let rows = std::mem::take(&mut logits.values);
+    let mut cut = Cut::default();
+    logits.columns = count;
+    for (row, bias) in rows.chunks(VOCAB).zip(bias) {
+        let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+        cut.log_sum_exp.push(sum.ln() as f32);
+        let biased = |token: usize| row[token] + bias.as_ref().map_or(0.0, |bias| bias[token]);
+        let mut tokens: Vec<usize> = (0..VOCAB).collect();
+        tokens.sort_by(|a, b| biased(*b).total_cmp(&biased(*a)).then(a.cmp(b)));
+        tokens.truncate(count);
+        tokens.reverse();
+        logits.values.extend(tokens.iter().map(|token| biased(*token)));
+        cut.tokens.extend(tokens.iter().map(|token| *token as TokenId));
+    }
+    logits.cut = Some(cut);
 }
 
 /// What came out of a choice's channel.

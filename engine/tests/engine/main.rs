@@ -1,5 +1,6 @@
 //! The engine through its public interface, on a backend that is stricter than any real one.
 
+mod candidates;
 mod failure;
 mod fake;
 mod invariance;

@@ -133,7 +133,7 @@ impl Runner for ByteRunner {
         Ok(())
     }
     fn wait(&mut self, logits: &mut Logits) -> Result<(), RunError> {
-        logits.vocab = VOCAB;
+        (logits.cut, logits.columns) = (None, VOCAB);
         logits.values.clear();
         logits.values.extend_from_slice(self.result.get_mut().unwrap().as_ref().map_err(Clone::clone)?);
         Ok(())
