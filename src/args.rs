@@ -43,7 +43,7 @@ pub(crate) struct ModelArgs {
     pub(crate) max_num_batched_tokens: usize,
     /// Prompt tokens computed in an iteration that also decodes: fewer keep the pauses of running answers
     /// shorter, more bring first tokens sooner.
-    #[arg(long, value_name = "TOKENS", default_value_t = 96)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
     pub(crate) max_prefill_beside_decode: usize,
     /// Tokens in a KV block.
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]

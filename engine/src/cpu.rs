@@ -14,6 +14,9 @@ use crate::{KvSpec, Logits, RunError, Runner, Step, StepLimits, Want};
 /// Rows of logits in one step: bounds the logits buffer where prompt log-probabilities are asked for.
 const PROMPT_LOGIT_ROWS: usize = 64;
 
+/// Bytes of weights after whose packing the file's pages are let go.
+const DROP_BYTES: u64 = 16 << 20;
+
 /// Plans kept; beyond that all are dropped, since building one again costs a millisecond or two.
 const MAX_PLANS: usize = 4096;
 
@@ -311,7 +314,7 @@ fn load_weights(
     let names = || graph.params.iter().filter(|param| param.kind == ParamKind::Weight);
     let bytes = |ty: &Type| ty.bytes().unwrap_or(0) as u64;
     let total = names().map(|param| bytes(graph.ty(param.node))).sum();
-    let (mut weights, mut types, mut done) = (Weights::new(), FxHashMap::default(), 0);
+    let (mut weights, mut types, mut done, mut dropped) = (Weights::new(), FxHashMap::default(), 0, 0);
     for param in names() {
         let (name, ty) = (param.name.as_str(), graph.ty(param.node));
         let refused = |source| CpuLoadError::Weight { name: name.to_owned(), source };
@@ -330,6 +333,11 @@ fn load_weights(
         }
         types.insert(name.to_owned(), ty.clone());
         done += bytes(ty);
+        // What is packed is not read again: without this a load would hold the whole file twice.
+        if done - dropped >= DROP_BYTES {
+            checkpoint.advise_dont_need();
+            dropped = done;
+        }
         progress(done, total);
     }
     Ok((weights, types))

@@ -69,7 +69,9 @@ class Millrace:
         return self.bench(model, input_len=prompt, output_len=tokens, num_requests=count)["decode_tokens_per_second"]
 
     def server(self, model, clients, port):
-        return Server([self.binary, "serve", "--model", model, "--threads", self.threads, "--max-num-seqs", clients, "--max-model-len", 1024, "--port", port], port)
+        # Room for the answers under way and their shared prompt; without a bound the cache keeps old prefixes.
+        cache = f"{6 * clients}MiB"
+        return Server([self.binary, "serve", "--model", model, "--served-model-name", "m", "--threads", self.threads, "--max-num-seqs", clients, "--max-model-len", 1024, "--kv-memory", cache, "--port", port], port)
 
 
 class LlamaCpp:

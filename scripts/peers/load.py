@@ -51,8 +51,8 @@ async def ask(port, item, timeout):
     finally:
         writer.close()
     if status != 200 or not stamps:
-        raise SystemExit(f"bench-peers: the server on port {port} answered {status} with {len(stamps)} chunks")
-    return {"began": began, "stamps": stamps, "tokens": usage.get("completion_tokens", len(stamps)), "wanted": item["max_tokens"]}
+        raise RuntimeError(f"the server on port {port} answered {status} with {len(stamps)} chunks")
+    return {"began": began, "stamps": stamps, "tokens": usage.get("completion_tokens", len(stamps)), "prompt": usage.get("prompt_tokens", 0), "wanted": item["max_tokens"]}
 
 
 async def drive(port, items, clients, timeout):
@@ -77,7 +77,10 @@ def percentile(values, share):
 
 def measure(port, items, clients, timeout=300):
     """Figures of a closed loop of `clients` over `items`."""
-    answers, wall = asyncio.run(drive(port, items, clients, timeout))
+    try:
+        answers, wall = asyncio.run(drive(port, items, clients, timeout))
+    except (RuntimeError, OSError, asyncio.TimeoutError) as error:
+        raise SystemExit(f"bench-peers: {error or 'a server did not answer in time'}") from None
     first = [answer["stamps"][0] - answer["began"] for answer in answers]
     gaps = [b - a for answer in answers for a, b in zip(answer["stamps"], answer["stamps"][1:])]
     return {
@@ -86,5 +89,6 @@ def measure(port, items, clients, timeout=300):
         "ttft_p99_ms": percentile(first, 0.99) * 1e3,
         "itl_p50_ms": statistics.median(gaps) * 1e3,
         "itl_p99_ms": percentile(gaps, 0.99) * 1e3,
+        "prompt_tokens": statistics.mean(answer["prompt"] for answer in answers),
         "short_answers": sum(answer["tokens"] != answer["wanted"] for answer in answers),
     }
