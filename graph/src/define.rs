@@ -12,6 +12,8 @@
 mod attention;
 mod experts;
 
+pub use experts::experts;
+
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -53,19 +55,18 @@ pub fn definition(fused: &Fused, inputs: &[Type], result: &Type) -> Result<Graph
         (Fused::Rope, &[x, angles]) => rope(b, x, angles)?,
         (Fused::Linear { weights, .. }, [x, rest @ ..]) => {
             let (weights, biases) = rest.split_at(*weights);
-            linear(b, *x, weights, biases)?
+            let part = |b: &mut Builder, i: usize, weight: &NodeId| {
+                linear(b, *x, Weight::from(*weight), biases.get(i).copied())
+            };
+            let parts: Vec<NodeId> =
+                weights.iter().enumerate().map(|(i, weight)| part(b, i, weight)).collect::<Result<_, _>>()?;
+            if let [only] = parts[..] { only } else { b.concatenate(&parts, 1)? }
         }
-        (Fused::GatedLinear { act }, &[x, gate, up]) => {
-            let dtype = b.ty(x).dtype;
-            let (gate, up) = (project(b, x, gate, DType::F32)?, project(b, x, up, DType::F32)?);
-            let gate = activate(b, *act, gate)?;
-            let product = b.multiply(gate, up)?;
-            b.convert(product, dtype)?
-        }
+        (Fused::GatedLinear { act }, &[x, gate, up]) => gated_linear(b, x, gate.into(), up.into(), *act)?,
         (Fused::WriteKv, &[cache, values, slots]) => attention::write_kv(b, cache, values, slots)?,
         (Fused::PagedAttention(attention), operands) => attention::paged_attention(b, attention, operands)?,
         (Fused::Experts { top_k, normalise, act }, &[x, router, gate, up, down]) => {
-            experts::experts(b, [x, router, gate, up, down], *top_k, *normalise, *act)?
+            experts(b, [x, router], [gate, up, down].map(Weight::from), *top_k, *normalise, *act)?
         }
         (Fused::Softcap { cap }, &[x]) => {
             let dtype = b.ty(x).dtype;
@@ -146,11 +147,30 @@ fn embed(b: &mut Builder, table: NodeId, ids: NodeId, scale: f32, dtype: DType) 
 
 fn rms_norm(b: &mut Builder, x: NodeId, weight: NodeId, eps: f32, offset: f32) -> Built {
     let ty = b.ty(x).clone();
-    let (shape, last) = (&ty.shape, ty.rank() - 1);
     let x = b.convert(x, DType::F32)?;
     let square = b.multiply(x, x)?;
-    let sum = b.reduce(Reduction::Add, square, &[last])?;
-    let count = splat(b, sum, ty.cols() as f32)?;
+    let sum = b.reduce(Reduction::Add, square, &[ty.rank() - 1])?;
+    let x = normalise(b, x, sum, ty.cols() as f32, weight, eps, offset)?;
+    b.convert(x, ty.dtype)
+}
+
+/// The second half of [`Fused::RmsNorm`]: `x f32[.., D] / √(sum / count + eps) · (weight [D] + offset)`, where
+/// `sum f32[..]` is that of `count` squares, of which `x` may have a part.
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn normalise(
+    b: &mut Builder,
+    x: NodeId,
+    sum: NodeId,
+    count: f32,
+    weight: NodeId,
+    eps: f32,
+    offset: f32,
+) -> Built {
+    let shape = &b.ty(x).shape.clone();
+    let last = shape.len() - 1;
+    let count = splat(b, sum, count)?;
     let mean = b.binary(Binary::Divide, sum, count)?;
     let eps = splat(b, mean, eps)?;
     let mean = b.add(mean, eps)?;
@@ -164,8 +184,7 @@ fn rms_norm(b: &mut Builder, x: NodeId, weight: NodeId, eps: f32, offset: f32) -
         weight = b.add(weight, offset)?;
     }
     let weight = b.broadcast(weight, shape, &[last])?;
-    let x = b.multiply(x, weight)?;
-    b.convert(x, ty.dtype)
+    b.multiply(x, weight)
 }
 
 fn rope_angles(b: &mut Builder, positions: NodeId, inv_freq: &Arc<[f32]>, scale: f32) -> Built {
@@ -212,29 +231,58 @@ fn rope(b: &mut Builder, x: NodeId, angles: NodeId) -> Built {
     b.concatenate(&parts, 2)
 }
 
-fn linear(b: &mut Builder, x: NodeId, weights: &[NodeId], biases: &[NodeId]) -> Built {
-    let Type { dtype, shape } = b.ty(x).clone();
-    let mut parts = Vec::with_capacity(weights.len());
-    for (i, weight) in weights.iter().enumerate() {
-        parts.push(match biases.get(i) {
-            None => project(b, x, *weight, dtype)?,
-            Some(bias) => {
-                let product = project(b, x, *weight, DType::F32)?;
-                let bias = b.convert(*bias, DType::F32)?;
-                let columns = b.ty(bias).cols();
-                let bias = b.broadcast(bias, &[shape[0], columns], &[1])?;
-                let sum = b.add(product, bias)?;
-                b.convert(sum, dtype)?
-            }
-        });
-    }
-    if let [only] = parts[..] { Ok(only) } else { b.concatenate(&parts, 1) }
+/// A weight `[.., N, K]` as a dot product reads it.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight {
+    /// Its elements; of an integer type where there are scales.
+    pub values: NodeId,
+    /// `f32[.., N]`: what the products with each row are multiplied by.
+    pub scales: Option<NodeId>,
 }
 
-/// `x [T, K] · wᵀ [N, K] → [T, N]`, rounded once to `dtype`.
-fn project(b: &mut Builder, x: NodeId, w: NodeId, dtype: DType) -> Built {
+impl From<NodeId> for Weight {
+    fn from(values: NodeId) -> Weight {
+        Weight { values, scales: None }
+    }
+}
+
+/// One weight of [`Fused::Linear`], in primitives: `x [T, K] · wᵀ [N, K] + bias [N]`, in the type of `x`.
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn linear(b: &mut Builder, x: NodeId, weight: Weight, bias: Option<NodeId>) -> Built {
+    let Type { dtype, shape } = b.ty(x).clone();
+    let Some(bias) = bias else { return project(b, x, weight, dtype) };
+    let product = project(b, x, weight, DType::F32)?;
+    let bias = b.convert(bias, DType::F32)?;
+    let columns = b.ty(bias).cols();
+    let bias = b.broadcast(bias, &[shape[0], columns], &[1])?;
+    let sum = b.add(product, bias)?;
+    b.convert(sum, dtype)
+}
+
+/// [`Fused::GatedLinear`] in primitives.
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn gated_linear(b: &mut Builder, x: NodeId, gate: Weight, up: Weight, act: Activation) -> Built {
+    let dtype = b.ty(x).dtype;
+    let (gate, up) = (project(b, x, gate, DType::F32)?, project(b, x, up, DType::F32)?);
+    let gate = activate(b, act, gate)?;
+    let product = b.multiply(gate, up)?;
+    b.convert(product, dtype)
+}
+
+/// `x [T, K] · wᵀ [N, K] → [T, N]`, rounded once to `dtype`. Integers are small enough to be exact in any type of
+/// activations.
+fn project(b: &mut Builder, x: NodeId, w: Weight, dtype: DType) -> Built {
     let dims = DotDims { lhs_contracting: vec![1], rhs_contracting: vec![1], ..DotDims::default() };
-    dot(b, x, w, dims, dtype)
+    let Some(scales) = w.scales else { return dot(b, x, w.values, dims, dtype) };
+    let values = b.convert(w.values, b.ty(x).dtype)?;
+    let product = dot(b, x, values, dims, DType::F32)?;
+    let scales = b.broadcast(scales, &b.ty(product).shape.clone(), &[1])?;
+    let product = b.multiply(product, scales)?;
+    b.convert(product, dtype)
 }
 
 /// A dot product, in f32 unless both sides have the same type.

@@ -5,6 +5,7 @@
 
 mod builder;
 pub mod define;
+pub mod dequant;
 mod dtype;
 mod error;
 mod graph;

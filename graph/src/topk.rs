@@ -5,6 +5,9 @@ use crate::{
     Binary, Builder, DType, Direction, GatherDims, GraphError, Literal, NodeId, Reduction, Type, Unary,
 };
 
+/// What a float counts to.
+const EXACT: usize = 1 << 24;
+
 type Built = Result<NodeId, GraphError>;
 
 /// What [`top_k`] built.
@@ -31,7 +34,8 @@ pub struct TopK {
 /// A row with a NaN gives some indices within the row, and values that are of no use.
 ///
 /// # Errors
-/// Where `logits` is not `f32[L, V]` with `1 ≤ k ≤ V`, or there are more than 2²⁴ of them.
+/// Where `logits` is not `f32[L, V]` with `1 ≤ k ≤ V`, or a row has more than 2²⁴ of them, or all rows have so many
+/// chunks.
 #[track_caller]
 pub fn top_k(b: &mut Builder, logits: NodeId, k: usize) -> Result<TopK, GraphError> {
     let ty = b.ty(logits).clone();
@@ -44,7 +48,7 @@ pub fn top_k(b: &mut Builder, logits: NodeId, k: usize) -> Result<TopK, GraphErr
     let size = vocab.isqrt().max(1);
     let chunks = vocab.div_ceil(size);
     let padded = chunks * size;
-    if padded.checked_mul(rows).is_none_or(|count| count > 1 << 24) {
+    if padded > EXACT || rows.saturating_mul(chunks) > EXACT {
         return Err(refuse(format!("the indices of {ty} are no exact floats")));
     }
 

@@ -11,7 +11,6 @@
 
 pub mod attention;
 pub mod cpu;
-pub mod dequant;
 pub mod eval;
 mod exec;
 pub mod kv;
@@ -19,6 +18,8 @@ pub mod matrix;
 mod ops;
 pub mod pool;
 pub mod quantise;
+
+pub use millrace_graph::dequant;
 
 pub use exec::{Executor, Plan, PlanError, Profile, RunError, WeightError, Weights};
 pub use matrix::Precision;

@@ -85,6 +85,12 @@ pub enum ModelError {
         /// What is in the file.
         found: String,
     },
+    /// A model cannot be laid out over a device in this way.
+    #[error("the model cannot be laid out so: {what}")]
+    Device {
+        /// What was asked for, and what can be had.
+        what: String,
+    },
     /// The graph builder refused the decoder: a defect of this program, or a step shape that makes no sense.
     #[error(transparent)]
     Graph(#[from] GraphError),

@@ -7,6 +7,7 @@
 
 mod config;
 mod decoder;
+pub mod device;
 mod error;
 mod gguf;
 pub mod hub;

@@ -1,26 +1,33 @@
 //! A mixture of experts, densely: every expert computes every token, and those that were not chosen weigh
 //! nothing. Its meaning, and for a handful of experts its HLO.
 
-use super::{Built, activate, dot, over_last, project, splat};
+use super::{Built, Weight, activate, dot, over_last, project, splat};
 use crate::{Activation, Binary, Builder, DType, Direction, DotDims, NodeId, Reduction, Type, Unary};
 
-pub(super) fn experts(
+/// [`Fused::Experts`](crate::Fused::Experts) in primitives.
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn experts(
     b: &mut Builder,
-    [x, router, gate, up, down]: [NodeId; 5],
+    [x, router]: [NodeId; 2],
+    [gate, up, down]: [Weight; 3],
     top_k: usize,
     normalise: bool,
     act: Activation,
 ) -> Built {
     let Type { dtype, shape: out_shape } = b.ty(x).clone();
-    let (experts, inner, dim) = (b.ty(gate).shape[0], b.ty(gate).shape[1], b.ty(gate).shape[2]);
+    let (experts, inner, dim) =
+        (b.ty(gate.values).shape[0], b.ty(gate.values).shape[1], b.ty(gate.values).shape[2]);
     let tokens = out_shape[0];
     let weights = routing_weights(b, router, top_k, normalise)?;
 
     // All experts' rows as one matrix: [T, E · F].
-    let up_projection = |b: &mut Builder, weight: NodeId| {
-        let weight = if b.ty(weight).dtype.is_quantised() { b.convert(weight, DType::F32)? } else { weight };
-        let flat = b.reshape(weight, &[experts * inner, dim])?;
-        project(b, x, flat, DType::F32)
+    let up_projection = |b: &mut Builder, Weight { values, scales }: Weight| {
+        let values = if b.ty(values).dtype.is_quantised() { b.convert(values, DType::F32)? } else { values };
+        let values = b.reshape(values, &[experts * inner, dim])?;
+        let scales = scales.map(|scales| b.reshape(scales, &[experts * inner])).transpose()?;
+        project(b, x, Weight { values, scales }, DType::F32)
     };
     let (gate, up) = (up_projection(b, gate)?, up_projection(b, up)?);
     let gate = activate(b, act, gate)?;
@@ -33,7 +40,12 @@ pub(super) fn experts(
         lhs_contracting: vec![2],
         rhs_contracting: vec![2],
     };
-    let each = dot(b, hidden, down, per_expert, DType::F32)?;
+    let values = if down.scales.is_some() { b.convert(down.values, dtype)? } else { down.values };
+    let mut each = dot(b, hidden, values, per_expert, DType::F32)?;
+    if let Some(scales) = down.scales {
+        let scales = b.broadcast(scales, &[experts, tokens, dim], &[0, 2])?;
+        each = b.multiply(each, scales)?;
+    }
 
     let weights = b.transpose(weights, &[1, 0])?;
     let weights = over_last(b, weights, &[experts, tokens, dim])?;

@@ -5,8 +5,8 @@
 //! its low and `j + 16` in its high nibble. The K formats hold 256 elements as 8 or 16 sub-blocks, whose scales
 //! are integers times one f16 of the block.
 
+use crate::DType;
 use half::{bf16, f16};
-use millrace_graph::DType;
 
 /// Why stored elements cannot be read or written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -35,7 +35,10 @@ pub enum FormatError {
 }
 
 /// Refuses lengths that do not match.
-pub(crate) fn check_lengths(dtype: DType, elements: usize, bytes: usize) -> Result<(), FormatError> {
+///
+/// # Errors
+/// As [`dequantise`].
+pub fn check_lengths(dtype: DType, elements: usize, bytes: usize) -> Result<(), FormatError> {
     if !dtype.is_float() && !dtype.is_quantised() {
         return Err(FormatError::NotFloat(dtype));
     }
@@ -135,7 +138,7 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
 /// The 6-bit scale and minimum of sub-block `j` (of 8) from the 12 bytes that Q4_K and Q5_K pack them in: the
 /// first four lie whole in the low six bits of bytes `j` and `j + 4`; of the others, the low four bits lie in
 /// byte `j + 4` and the high two in the top bits of bytes `j - 4` and `j`.
-pub(crate) fn scale_and_min(packed: &[u8], j: usize) -> (u8, u8) {
+pub fn scale_and_min(packed: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {
