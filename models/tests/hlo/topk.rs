@@ -94,7 +94,8 @@ fn more_than_a_row_has_is_refused() {
         (vec![2, 5], DType::F32, 0),
         (vec![2, 5], DType::BF16, 3),
         (vec![5], DType::F32, 3),
-        (vec![129, 1 << 17], DType::F32, 3),
+        (vec![1, (1 << 24) + 1], DType::F32, 3),
+        (vec![1 << 16, 1 << 17], DType::F32, 3),
     ] {
         let mut b = Builder::new("refused");
         let x = b.param("x", ParamKind::Input, Type::new(dtype, shape)).unwrap();
