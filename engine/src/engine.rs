@@ -10,6 +10,7 @@ use std::time::Instant;
 use rustc_hash::FxHashMap;
 
 use crate::config::StartError;
+use crate::constraint::Guide;
 use crate::figures::Figures;
 use crate::handle::{Handle, Incoming, Message, Shared};
 use crate::live::{End, Live, request_of};
@@ -27,6 +28,9 @@ const SWEEP: usize = 256;
 
 /// More sequences at once than any backend has use for.
 const MAX_SEQS: usize = 1 << 16;
+
+/// Bytes of stack: constraints may recurse as deep as the grammar they were made of. What is not used costs nothing.
+const STACK: usize = 64 << 20;
 
 /// Starts the engine's thread. It ends after [`Handle::drain`] or [`Handle::shutdown`], when the last handle is
 /// dropped and nothing is left to do, or with the error that the backend did not survive.
@@ -65,7 +69,11 @@ pub fn start(
         let _closes = CloseOnExit(shared);
         engine.run()
     };
-    let thread = thread::Builder::new().name("engine".to_owned()).spawn(run).map_err(StartError::Thread)?;
+    let thread = thread::Builder::new()
+        .name("engine".to_owned())
+        .stack_size(STACK)
+        .spawn(run)
+        .map_err(StartError::Thread)?;
     Ok((handle, thread))
 }
 
@@ -234,6 +242,7 @@ impl Engine {
             return;
         }
         let vocab = self.runner.vocab();
+        self.constrain(0..self.plan.step.rows.len());
         for at in 0..self.plan.step.rows.len() {
             let row = &self.plan.step.rows[at];
             let (request, choice) = request_of(row.seq);
@@ -254,7 +263,7 @@ impl Engine {
                 Ok(()) => self.commit(rows),
                 Err(RunError::Step(reason)) if rows.len() == 1 => {
                     tracing::warn!(seq = ?self.plan.step.rows[rows.start].seq, reason, "the backend refused a sequence");
-                    self.fail(rows.start, reason);
+                    self.fail(rows.start, RequestError::Refused(reason));
                 }
                 Err(RunError::Step(_)) => {
                     let middle = rows.start + rows.len() / 2;
@@ -277,8 +286,24 @@ impl Engine {
         };
         self.figures.device(|| self.runner.submit(step))?;
         // The backend may be computing now: the time for the host's work.
+        self.constrain(rows.clone());
         self.receive();
         self.figures.device(|| self.runner.wait(&mut self.logits))
+    }
+
+    /// Works out which tokens may be sampled from the rows that complete their sequences.
+    fn constrain(&mut self, rows: Range<usize>) {
+        for at in rows {
+            let row = &self.plan.step.rows[at];
+            let (request, choice) = request_of(row.seq);
+            let choice =
+                &mut self.live.get_mut(&request).expect("a sequence's request lives").choices[choice];
+            if let Some(guide) = &mut choice.guide
+                && self.scheduler.planned(at).missing() == row.count as usize
+            {
+                guide.prepare(choice.sampler.allowed());
+            }
+        }
     }
 
     /// Samples from the rows that were computed and hands the tokens out.
@@ -301,6 +326,11 @@ impl Engine {
                 self.scheduler.commit(&self.plan, at, None);
                 continue;
             }
+            if let Some(failure) = live.choices[choice].guide.as_ref().and_then(Guide::failure) {
+                let error = RequestError::Constraint(failure.0.clone());
+                self.fail(at, error);
+                continue;
+            }
             let state = &live.choices[choice].sampler;
             let sampled = match self.logits.candidates(logits - 1) {
                 None => self.sampler.sample(self.logits.row_mut(logits - 1), state),
@@ -309,25 +339,25 @@ impl Engine {
             let sampled = match sampled {
                 Ok(sampled) => sampled,
                 Err(error) => {
-                    self.fail(at, error.to_string());
+                    self.fail(at, RequestError::Refused(error.to_string()));
                     continue;
                 }
             };
             self.scheduler.commit(&self.plan, at, Some(sampled.0));
             let (interval, end) = live.emit(choice, sampled, cached, now);
             self.figures.token(interval, live.prompt.tokens.len());
-            if let Some(reason) = end {
+            if let Some(end) = end {
                 self.ended.push(live.choices[choice].place);
-                live.end(choice, End::Finished(reason));
+                live.end(choice, end);
             }
         }
     }
 
-    fn fail(&mut self, row: usize, reason: String) {
+    fn fail(&mut self, row: usize, error: RequestError) {
         let (request, choice) = request_of(self.plan.step.rows[row].seq);
         let live = self.live.get_mut(&request).expect("a sequence's request lives");
         self.ended.push(live.choices[choice].place);
-        live.end(choice, End::Failed(RequestError::Refused(reason)));
+        live.end(choice, End::Failed(error));
     }
 
     /// Forgets the sequences that have ended, and the requests that ended with them.

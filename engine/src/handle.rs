@@ -10,7 +10,7 @@ use crate::pool::Key;
 use crate::sampler::penalised;
 use crate::sequence::Prompt;
 use crate::validate::{self, Bounds};
-use crate::{Event, Request, SamplingParams, SubmitError, TokenId};
+use crate::{Constraint, Event, Request, SamplingParams, SubmitError, TokenId};
 
 /// A request past validation.
 pub(crate) struct Incoming {
@@ -20,6 +20,7 @@ pub(crate) struct Incoming {
     pub(crate) priority: i32,
     pub(crate) arrival: Instant,
     pub(crate) choices: Vec<UnboundedSender<Event>>,
+    pub(crate) constraint: Option<Box<dyn Constraint>>,
 }
 
 pub(crate) enum Message {
@@ -112,7 +113,7 @@ impl Handle {
     ///
     /// # Errors
     /// See [`SubmitError`]. A refused request leaves no trace.
-    pub fn submit(&self, request: Request) -> Result<Vec<UnboundedReceiver<Event>>, SubmitError> {
+    pub fn submit(&self, mut request: Request) -> Result<Vec<UnboundedReceiver<Event>>, SubmitError> {
         let arrival = Instant::now();
         validate::request(&request, &self.bounds)?;
         let root = if self.bounds.prefix_caching {
@@ -121,7 +122,7 @@ impl Handle {
             Key::private(self.shared.unshared.fetch_add(1, Ordering::Relaxed))
         };
         let penalised = penalised(&request.prompt, &request.params);
-        let prompt = Arc::new(Prompt::new(request.prompt, root, self.bounds.block_size));
+        let prompt = Arc::new(Prompt::new(std::mem::take(&mut request.prompt), root, self.bounds.block_size));
 
         let open = self.shared.door();
         if !*open {
@@ -132,8 +133,9 @@ impl Handle {
             return Err(SubmitError::QueueFull { queued, retry_after: self.retry_after(queued) });
         }
         let (choices, receivers) = (0..request.n).map(|_| unbounded_channel()).unzip();
-        let (params, priority) = (request.params, request.priority);
-        let incoming = Box::new(Incoming { prompt, params, penalised, priority, arrival, choices });
+        let Request { params, priority, constraint, .. } = request;
+        let incoming =
+            Box::new(Incoming { prompt, params, penalised, priority, arrival, choices, constraint });
         self.shared.queued.fetch_add(1, Ordering::Relaxed);
         if self.inbox.send(Message::Submit(incoming)).is_err() {
             self.shared.left_queue();

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod constraint;
 pub mod cpu;
 mod engine;
 mod figures;
@@ -19,6 +20,7 @@ mod step;
 mod validate;
 
 pub use config::{Batching, EngineConfig, StartError};
+pub use constraint::{Constraint, ConstraintError};
 pub use engine::start;
 pub use handle::{Handle, Load};
 pub use observe::{Observer, RequestStats, StepStats};

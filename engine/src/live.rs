@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::constraint::Guide;
 use crate::handle::Incoming;
 use crate::sampler::{Sampled, Sampler, SamplerState};
 use crate::sequence::{Place, Prompt, Sequence};
@@ -15,6 +16,7 @@ use crate::{Event, FinishReason, RequestError, RequestStats, Row, SamplingParams
 pub(crate) struct Choice {
     pub(crate) place: Place,
     pub(crate) sampler: SamplerState,
+    pub(crate) guide: Option<Guide>,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
     events: UnboundedSender<Event>,
     tokens: usize,
@@ -65,11 +67,12 @@ pub(crate) fn request_of(seq: SeqId) -> (u64, usize) {
 
 impl Live {
     pub(crate) fn new(number: u64, incoming: Incoming, seed: u64, max_model_len: usize) -> Self {
-        let Incoming { prompt, params, penalised, priority, arrival, choices } = incoming;
+        let Incoming { prompt, params, penalised, priority, arrival, choices, constraint } = incoming;
         let params = Arc::new(params);
         let choice = |(index, events): (usize, _)| Choice {
             place: Place { priority, seq: SeqId(number * u64::from(MAX_CHOICES) + index as u64) },
             sampler: SamplerState::new(params.clone(), seed, index as u32, penalised.clone()),
+            guide: constraint.clone().map(Guide::new),
             prompt_logprobs: params.prompt_logprobs.iter().map(|_| None).collect(),
             events,
             tokens: 0,
@@ -126,7 +129,7 @@ impl Live {
         (token, logprobs): Sampled,
         cached: usize,
         now: Instant,
-    ) -> (Interval, Option<FinishReason>) {
+    ) -> (Interval, Option<End>) {
         let choice = &mut self.choices[choice];
         let interval = match (choice.last_token.replace(now), self.first_token) {
             (Some(last), _) => Interval::Next((now - last).as_secs_f64()),
@@ -148,10 +151,16 @@ impl Live {
         let stops = choice.tokens >= self.params.min_tokens as usize
             && (self.params.stop_token_ids.contains(&token)
                 || !self.params.ignore_eos && self.params.eos_token_ids.contains(&token));
-        let end = if stops {
-            Some(FinishReason::Stop)
+        let over = match &mut choice.guide {
+            Some(guide) if !stops => guide.accept(token),
+            _ => Ok(stops),
+        };
+        let end = if let Err(error) = over {
+            Some(End::Failed(RequestError::Constraint(error.0)))
+        } else if over == Ok(true) {
+            Some(End::Finished(FinishReason::Stop))
         } else if self.prompt.tokens.len() + choice.tokens == self.max_len {
-            Some(FinishReason::Length)
+            Some(End::Finished(FinishReason::Length))
         } else {
             None
         };

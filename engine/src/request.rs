@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::TokenId;
+use crate::{Constraint, TokenId};
 
 /// How tokens are chosen. Validated by [`SamplingParams::validate`] before it reaches the engine thread.
 #[derive(Clone, PartialEq, Debug)]
@@ -77,6 +77,8 @@ pub struct Request {
     pub priority: i32,
     /// Keeps the prefix cache of one tenant apart from the others'.
     pub cache_salt: Option<String>,
+    /// Limits the tokens of each choice.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
 
 /// A token and its log-probability by the model's own logits, before bias, penalties, mask, temperature and
@@ -127,7 +129,7 @@ pub enum Event {
 /// Why a sequence ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum FinishReason {
-    /// An end-of-sequence or stop token.
+    /// An end-of-sequence or stop token, or the end of what the constraint allows.
     Stop,
     /// `max_tokens`, or the model's context is full.
     Length,
@@ -141,6 +143,9 @@ pub enum RequestError {
     /// The backend refused its step.
     #[error("the engine could not compute this request: {0}")]
     Refused(String),
+    /// The request's constraint could not go on.
+    #[error("the constraint on the output failed: {0}")]
+    Constraint(String),
     /// The engine is gone.
     #[error("the engine has failed: {0}")]
     EngineDead(String),

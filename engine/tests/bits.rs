@@ -155,6 +155,7 @@ fn ask(handle: &Handle, asked: &[Asked], leave: bool) -> Vec<Vec<Option<Answer>>
             n: asked.n,
             priority: asked.priority,
             cache_salt: None,
+            constraint: None,
         };
         handle.submit(request).expect("the request is valid")
     };

@@ -201,6 +201,11 @@ impl From<RequestError> for ApiError {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
                 ApiError::new(status, "server_error", Some("request_failed"), message)
             }
+            RequestError::Constraint(cause) => {
+                let message = format!("the grammar of the output could not be followed further: {cause}");
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                ApiError::new(status, "invalid_request_error", Some("grammar_failed"), message)
+            }
             RequestError::EngineDead(cause) => {
                 tracing::error!(cause, "the engine has failed");
                 ApiError::unavailable("engine_dead", "the engine has failed").closing()

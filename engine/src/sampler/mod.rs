@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use crate::constraint::forbid_others;
 use crate::{Logprob, SamplingParams, TokenId, TokenLogprobs};
 use truncate::{Candidate, gather, kth_bound, truncate};
 use vector::BLOCK;
@@ -33,6 +34,8 @@ pub struct SamplerState {
     prompt: Arc<[TokenId]>,
     // Only with penalties.
     output: FxHashMap<TokenId, Count>,
+    // The set of tokens that may come next, where a constraint limits them.
+    allowed: Option<Vec<u32>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +59,15 @@ pub fn penalised(prompt: &[TokenId], params: &SamplingParams) -> Arc<[TokenId]> 
 impl SamplerState {
     /// For choice number `choice` of a request, with the [`penalised`] tokens of its prompt.
     pub fn new(params: Arc<SamplingParams>, seed: u64, choice: u32, prompt: Arc<[TokenId]>) -> Self {
-        let mut state =
-            SamplerState { params, seed, choice, position: 0, prompt, output: FxHashMap::default() };
+        let mut state = SamplerState {
+            params,
+            seed,
+            choice,
+            position: 0,
+            prompt,
+            output: FxHashMap::default(),
+            allowed: None,
+        };
         if state.penalises() {
             state.output.reserve(PENALISED.min(state.params.max_tokens as usize));
         }
@@ -73,6 +83,12 @@ impl SamplerState {
         }
     }
 
+    /// Where the set of tokens that may come next is to be put, as a [`Constraint`](crate::Constraint) yields it. From
+    /// the first call on no other tokens are chosen.
+    pub fn allowed(&mut self) -> &mut Vec<u32> {
+        self.allowed.get_or_insert_default()
+    }
+
     fn penalises(&self) -> bool {
         let params = &self.params;
         params.repetition_penalty != 1.0 || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0
@@ -83,7 +99,7 @@ impl SamplerState {
     }
 
     fn adjusts(&self) -> bool {
-        self.masks() || self.penalises() || !self.params.logit_bias.is_empty()
+        self.masks() || self.allowed.is_some() || self.penalises() || !self.params.logit_bias.is_empty()
     }
 
     fn adjust(&self, logits: &mut [f32]) {
@@ -120,6 +136,9 @@ impl SamplerState {
                     *logit = value;
                 }
             }
+        }
+        if let Some(allowed) = &self.allowed {
+            forbid_others(logits, allowed, value);
         }
     }
 }

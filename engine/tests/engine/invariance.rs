@@ -99,7 +99,7 @@ fn prompt() -> impl Strategy<Value = Vec<TokenId>> {
 fn arrival() -> impl Strategy<Value = Arrival> {
     (prompt(), params(), 1u32..4, -1i32..2, 0u64..30, prop::option::weighted(0.2, (0usize..3, 0u64..40)))
         .prop_map(|(prompt, params, n, priority, step, cancel)| Arrival {
-            request: Request { prompt, params, n, priority, cache_salt: None },
+            request: Request { prompt, params, n, priority, cache_salt: None, constraint: None },
             step,
             cancel,
         })

@@ -92,6 +92,7 @@ fn submit(
             n: generation.n,
             priority: generation.priority,
             cache_salt: salt.clone(),
+            constraint: None,
         };
         let channels = model.handle.submit(request)?;
         let rules = &generation.rules;
