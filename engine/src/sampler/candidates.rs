@@ -15,7 +15,10 @@ impl SamplerState {
     pub(crate) fn biases(&self) -> bool {
         let params = &self.params;
         let counts = params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
-        self.masks() || self.allowed.is_some() || !params.logit_bias.is_empty() || counts && !self.output.is_empty()
+        self.masks()
+            || self.allowed.is_some()
+            || !params.logit_bias.is_empty()
+            || counts && !self.output.is_empty()
     }
 
     /// Adds what is to be added to logits before they are cut to `row`, one number for each token.
