@@ -15,7 +15,7 @@ use super::experts::Experts;
 use super::flow::Flow;
 use super::phases::Phases;
 use super::place::{Place, place};
-use super::plan::{AttentionPhase, Encode, Encoded, Product, RowKind, RowOp, Slot, Work};
+use super::plan::{AttentionPhase, Encode, Encoded, OwnNorm, Product, RowKind, RowOp, Slot, Work};
 use super::states::States;
 use super::view::View;
 use super::weights::Weights;
@@ -72,6 +72,8 @@ pub(super) struct Lowering<'a> {
     schedules: Vec<AttentionPhase>,
     /// The activations encoded last: whose, and in which forms.
     encoded: (Option<View>, Vec<Encoded>),
+    /// Where they are the norm of something that only their reader wants: of what, and how each worker makes it.
+    norm: Option<(View, OwnNorm)>,
     /// Additions that a linear layer has taken over.
     absorbed: HashMap<u32, View>,
 }
@@ -89,6 +91,7 @@ pub(crate) fn lower(graph: &Graph, backing: Backing<'_>) -> Lower<Lowered> {
         checks: Vec::new(),
         schedules: Vec::new(),
         encoded: (None, Vec::new()),
+        norm: None,
         absorbed: HashMap::new(),
     };
     for id in 0..graph.nodes.len() as u32 {
@@ -254,7 +257,9 @@ impl<'a> Lowering<'a> {
             matrices.push(self.weight(node, *input, true)?);
         }
         let (acts, mut encode) = self.encode(node, inputs[0], &matrices)?;
-        let onto = self.addend(id, node);
+        // Workers that have to make the norm of a value for themselves read it until the last one has.
+        let onto =
+            if encode.iter().any(|encode| encode.norm.is_some()) { None } else { self.addend(id, node) };
         let out = onto.unwrap_or_else(|| self.fresh(node));
         let mut first = 0;
         let mut parts = Vec::with_capacity(weights);
@@ -398,6 +403,7 @@ impl<'a> Lowering<'a> {
         let region = Some(self.flow.region(x));
         if self.encoded.0 != region {
             self.encoded = (region, Vec::new());
+            self.norm = self.own_norm(x, &view);
         }
         let mut encode = Vec::new();
         let mut all = Vec::with_capacity(matrices.len());
@@ -409,14 +415,29 @@ impl<'a> Lowering<'a> {
         Ok((all, encode))
     }
 
+    /// For few rows: takes a norm whose result nobody else reads into the phase of its reader, where each worker computes
+    /// it for itself. That saves a barrier.
+    fn own_norm(&mut self, x: NodeId, view: &View) -> Option<(View, OwnNorm)> {
+        if view.rows > PRIVATE || self.flow.only_reader(x).is_none() {
+            return None;
+        }
+        let (from, (weight, eps, offset)) = self.phases.take_norm(view)?;
+        let step = (view.rows * view.cols).next_multiple_of(16);
+        let storage = self.phases.storage(step * self.backing.workers);
+        Some((from, OwnNorm { weight, eps, offset, storage, step }))
+    }
+
     fn encode_as(&mut self, x: View, form: Activations, encode: &mut Vec<Encode>) -> Encoded {
         let floats = floats(form, x.rows, x.cols);
-        let private = x.rows <= PRIVATE && !self.phases.ends_in_rows(x.rows);
+        let private = self.norm.is_some() || x.rows <= PRIVATE && !self.phases.ends_in_rows(x.rows);
         let copies = if private { self.backing.workers } else { 1 };
         let storage = self.phases.storage(floats * copies);
         let to = Encoded { form, storage, step: if private { floats } else { 0 } };
         if private {
-            encode.push(Encode { x, to });
+            encode.push(match self.norm {
+                Some((from, norm)) => Encode { x: from, norm: Some(norm), to },
+                None => Encode { x, norm: None, to },
+            });
         } else {
             self.phases.push_row_op(RowOp { kind: RowKind::Encode { to }, from: None, at: x });
         }

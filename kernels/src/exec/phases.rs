@@ -47,6 +47,25 @@ impl Phases {
         }
     }
 
+    /// Takes the last op back if it is a norm that leaves its operand as it was and fills `view`: whoever reads the view
+    /// next may as well compute it. Returns the operand, and the norm's weight, epsilon and offset.
+    pub(crate) fn take_norm(&mut self, view: &View) -> Option<(View, (u32, f32, f32))> {
+        let Some(Work::Rows { ops, .. }) = self.works.last_mut() else { return None };
+        let norm = match ops.last() {
+            Some(&RowOp { kind: RowKind::Norm { weight, eps, offset }, from: Some(from), at })
+                if at == *view =>
+            {
+                (from, (weight, eps, offset))
+            }
+            _ => return None,
+        };
+        ops.pop();
+        if ops.is_empty() {
+            self.works.pop();
+        }
+        Some(norm)
+    }
+
     /// Whether a row-wise op on so many rows would join the last phase.
     pub(crate) fn ends_in_rows(&self, count: usize) -> bool {
         matches!(self.works.last(), Some(Work::Rows { rows, .. }) if *rows == count)

@@ -84,7 +84,26 @@ pub(crate) struct Encoded {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Encode {
     pub(crate) x: View,
+    /// A norm of `x` that is encoded in its place.
+    pub(crate) norm: Option<OwnNorm>,
     pub(crate) to: Encoded,
+}
+
+/// A norm that each worker computes for itself, into memory of its own: for few rows that is cheaper than to wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OwnNorm {
+    pub(crate) weight: u32,
+    pub(crate) eps: f32,
+    pub(crate) offset: f32,
+    pub(crate) storage: u32,
+    /// Floats from one worker's rows to the next one's.
+    pub(crate) step: usize,
+}
+
+impl Encode {
+    fn storages(&self) -> impl Iterator<Item = u32> {
+        [self.x.storage].into_iter().chain(self.norm.map(|norm| norm.storage))
+    }
 }
 
 /// One product of a linear layer.
@@ -271,14 +290,14 @@ impl Work {
         match self {
             Work::Rows { ops, .. } => ops.iter().flat_map(RowOp::storages).for_each(f),
             Work::Linear { encode, parts, .. } => {
-                encode.iter().for_each(|encode| f(encode.x.storage));
+                encode.iter().flat_map(Encode::storages).for_each(&mut f);
                 for part in parts {
                     f(part.acts.storage);
                     f(part.out.storage);
                 }
             }
             Work::Gated { encode, gate, up, out, .. } => {
-                encode.iter().for_each(|encode| f(encode.x.storage));
+                encode.iter().flat_map(Encode::storages).for_each(&mut f);
                 [gate.1.storage, up.1.storage, out.storage].into_iter().for_each(f);
             }
             Work::Attention(attention) => {

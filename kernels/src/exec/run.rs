@@ -190,10 +190,26 @@ impl<'a> Frame<'a> {
     /// # Safety
     /// As [`Frame::work`].
     unsafe fn encode(&self, encode: &[Encode], worker: &Worker<'_>) {
-        for Encode { x, to } in encode {
+        for Encode { x, norm, to } in encode {
             let into = self.encoded(*to, worker);
-            // SAFETY: `x` is complete, and the copy is this worker's.
-            unsafe { to.form.prepare(self.first(x), x.stride, x.cols, 0..x.rows, into.cast()) };
+            let (rows, stride) = match norm {
+                None => (self.first(x), x.stride),
+                Some(norm) => {
+                    let own = self.start(norm.storage).wrapping_add(norm.step * worker.index());
+                    let weight = self.weights.vector(norm.weight);
+                    for i in 0..x.rows {
+                        // SAFETY: `x` is complete, and these rows are this worker's.
+                        unsafe {
+                            let row = std::slice::from_raw_parts_mut(own.add(i * x.cols), x.cols);
+                            row.copy_from_slice(self.row(x, i));
+                            norm::rms_norm(row, weight, norm.eps, norm.offset);
+                        }
+                    }
+                    (own, x.cols)
+                }
+            };
+            // SAFETY: the rows are complete, and the copy is this worker's.
+            unsafe { to.form.prepare(rows, stride, x.cols, 0..x.rows, into.cast()) };
         }
     }
 

@@ -24,8 +24,12 @@ const PANEL: usize = 20 << 10;
 const GROUPS: usize = 3;
 /// Elements of a tile's partial sums.
 const SUMS: usize = GROUPS * TILE * LANES;
+/// Groups whose sums there is room for where there is one tile of tokens: then weights pass by once, and the more of
+/// them in one go the less it costs to begin.
+const STREAM: usize = GROUPS * TOKENS / TILE;
 
 /// What an innermost kernel works on: some groups by the tokens of one tile, over a run of blocks.
+#[derive(Clone, Copy)]
 pub(super) struct Tile {
     /// The first group's first block, as packed or in a panel.
     pub(super) weights: *const u8,
@@ -38,6 +42,18 @@ pub(super) struct Tile {
     pub(super) tokens: usize,
     /// Sums to add to: `[group][TILE][LANES]`, on a cache line.
     pub(super) sums: *mut f32,
+}
+
+impl Tile {
+    /// The tile without its first groups.
+    ///
+    /// # Safety
+    /// It has as many.
+    pub(super) unsafe fn skip(&mut self, groups: usize) {
+        self.groups -= groups;
+        self.weights = self.weights.wrapping_add(groups * self.stride);
+        self.sums = self.sums.wrapping_add(groups * TILE * LANES);
+    }
 }
 
 /// Adds a tile's products to its sums.
@@ -55,8 +71,8 @@ pub(super) struct Kernel {
 /// Works on packed codes.
 pub(super) struct Direct {
     pub(super) tile: TileFn,
-    /// Groups at a time, for one token and for more.
-    pub(super) groups: [usize; 2],
+    /// Groups at a time, for more than one tile of tokens.
+    pub(super) groups: usize,
     /// Bytes of a block, where a tile may start at any block: then many tokens pass by a run of columns that stays
     /// in the first-level cache.
     pub(super) block_bytes: Option<usize>,
@@ -100,7 +116,8 @@ impl Kernel {
     /// Groups at a time.
     fn groups(&self, tokens: usize) -> usize {
         match self.way(tokens) {
-            Way::Direct(direct) => direct.groups[usize::from(tokens > 1)],
+            Way::Direct(_) if tokens <= TILE => STREAM,
+            Way::Direct(direct) => direct.groups,
             Way::Panel(panel) => panel.groups,
         }
     }
@@ -238,8 +255,15 @@ pub(super) unsafe fn multiply_gated_with(
         unsafe {
             accumulate(&gate_kernel, gate, tokens.clone(), groups.clone(), panel, gates);
             accumulate(&up_kernel, up, tokens.clone(), groups.clone(), panel, ups);
-            let count = groups.len() * TILE * LANES * tokens.len().div_ceil(TILE);
-            gate::gate(act, &mut gates[..count], &ups[..count]);
+            let per_tile = groups.len() * TILE * LANES;
+            let (whole, rest) = (tokens.len() / TILE * per_tile, tokens.len() % TILE);
+            gate::gate(act, &mut gates[..whole], &ups[..whole]);
+            if rest > 0 {
+                for at in (whole..whole + per_tile).step_by(TILE * LANES) {
+                    let sums = at..at + rest * LANES;
+                    gate::gate(act, &mut gates[sums.clone()], &ups[sums]);
+                }
+            }
             store(m, gates, tokens, groups, out);
         }
     });
@@ -324,8 +348,9 @@ unsafe fn accumulate(
     }
 }
 
-/// `0..blocks` in runs of up to `columns`.
-fn runs(blocks: usize, columns: usize) -> impl Iterator<Item = Range<usize>> {
+/// `0..blocks` in runs of up to `most`, about equally long: a short last one would cost as much to begin as the others.
+fn runs(blocks: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let columns = blocks.div_ceil(blocks.div_ceil(most));
     (0..blocks).step_by(columns).map(move |start| start..(start + columns).min(blocks))
 }
 
@@ -335,12 +360,19 @@ fn runs(blocks: usize, columns: usize) -> impl Iterator<Item = Range<usize>> {
 /// `out` is valid for these rows of these tokens.
 unsafe fn store(matrix: &Matrix, sums: &[f32], tokens: Range<usize>, groups: Range<usize>, out: &Output) {
     for (i, token) in tokens.enumerate() {
+        let first = (i / TILE * groups.len() * TILE + i % TILE) * LANES;
         for (j, group) in groups.clone().enumerate() {
-            let at = ((i / TILE * groups.len() + j) * TILE + i % TILE) * LANES;
-            let sums = &sums[at..at + LANES];
+            let at = first + j * TILE * LANES;
+            let sums: &[f32; LANES] = sums[at..at + LANES].as_array().expect("so many");
             let row = group * LANES;
             // SAFETY: the caller's promise.
             let place = unsafe { out.data.add(token * out.stride + row) };
+            if matrix.rows - row >= LANES {
+                // SAFETY: the whole group's rows are there; an array of floats is aligned as a float is.
+                let place = unsafe { &mut *place.cast::<[f32; LANES]>() };
+                *place = if out.add { std::array::from_fn(|lane| place[lane] + sums[lane]) } else { *sums };
+                continue;
+            }
             for (lane, sum) in sums.iter().enumerate().take(matrix.rows - row) {
                 // SAFETY: as above; any alignment of floats.
                 unsafe {

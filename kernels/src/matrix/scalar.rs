@@ -27,7 +27,7 @@ pub(super) fn kernel(dtype: DType, precision: Precision) -> Kernel {
             unreachable!("refused by Matrix::pack")
         }
     };
-    Kernel { direct: Some(Direct { tile, groups: [1, 1], block_bytes: None }), panel: None }
+    Kernel { direct: Some(Direct { tile, groups: 1, block_bytes: None }), panel: None }
 }
 
 /// f32 activations.

@@ -7,8 +7,9 @@ use std::arch::x86_64::{
     __m128i, __m256, __m256i, _mm_and_si128, _mm_loadl_epi64, _mm_loadu_si128, _mm_or_si128, _mm_set_epi32,
     _mm_set1_epi8, _mm_sll_epi16, _mm_srl_epi16, _mm256_add_epi32, _mm256_cvtepi8_epi16,
     _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_epi16, _mm256_setzero_si256,
-    _mm256_slli_epi32, _mm256_srai_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi16,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_epi16, _mm256_setzero_ps,
+    _mm256_setzero_si256, _mm256_slli_epi32, _mm256_srai_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_sub_epi16,
 };
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -21,7 +22,7 @@ use crate::matrix::{Activations, TILE};
 /// The kernels of a format.
 pub(super) fn kernel<F: Vectors>() -> Kernel {
     Kernel {
-        direct: Some(Direct { tile: direct_tile::<F>, groups: [1, 2], block_bytes: None }),
+        direct: Some(Direct { tile: direct_tile::<F>, groups: 2, block_bytes: None }),
         panel: Some(Panel {
             unpack: unpack::<F>,
             tile: panel_tile::<F>,
@@ -188,6 +189,14 @@ unsafe fn panel_tile<F: Vectors>(t: &Tile) {
 #[allow(clippy::needless_range_loop, reason = "sums are indexed by group and token, in either order")]
 unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
     let halves = if S::HALVES { 2 } else { 1 };
+    // A single token's sums stay in registers; those of more would not fit beside the codes.
+    let mut held = [_mm256_setzero_ps(); R];
+    if C == 1 {
+        for (r, z) in held.iter_mut().enumerate() {
+            // SAFETY: `Tile` promises these sums.
+            *z = unsafe { _mm256_loadu_ps(t.sums.add(r * TILE * LANES)) };
+        }
+    }
     for block in 0..t.blocks {
         // SAFETY: `Tile` promises these weights, activations and sums.
         unsafe {
@@ -214,10 +223,20 @@ unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
                         let a = broadcast_float(scales.add(4 * c));
                         let sums = t.sums.add((r * TILE + c) * LANES);
                         let p = _mm256_mul_ps(_mm256_cvtepi32_ps(*long), d);
-                        _mm256_storeu_ps(sums, _mm256_fmadd_ps(p, a, _mm256_loadu_ps(sums)));
+                        if C == 1 {
+                            held[r] = _mm256_fmadd_ps(p, a, held[r]);
+                        } else {
+                            _mm256_storeu_ps(sums, _mm256_fmadd_ps(p, a, _mm256_loadu_ps(sums)));
+                        }
                     }
                 }
             }
+        }
+    }
+    if C == 1 {
+        for (r, z) in held.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_ps(t.sums.add(r * TILE * LANES), *z) };
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::matrix::format::{BF16, BLOCK, F16, F32, LANES};
 /// The kernel of a plain format. Widening costs so little that a panel of floats would not pay.
 pub(super) fn plain<F: Pairs>() -> Kernel {
     let block_bytes = Some(F::STRIDE * BLOCK / 2);
-    Kernel { direct: Some(Direct { tile: direct_tile::<F>, groups: [3, 2], block_bytes }), panel: None }
+    Kernel { direct: Some(Direct { tile: direct_tile::<F>, groups: 2, block_bytes }), panel: None }
 }
 
 /// The kernel of a format that a function can dequantise to `[column][row]` floats.
@@ -100,7 +100,7 @@ impl Pairs for BF16 {
 
 unsafe fn direct_tile<F: Pairs>(t: &Tile) {
     // SAFETY: the caller's promises are those asked for.
-    unsafe { tile!(products::<F>(t), groups 1 2 3) }
+    unsafe { tile!(products::<F>(t), groups 3 2) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

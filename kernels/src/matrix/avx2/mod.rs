@@ -59,19 +59,29 @@ pub(super) fn prepare(acts: Activations) -> Prepare {
     }
 }
 
-/// Calls the instance of a tile function for the tile's numbers of groups and tokens.
+/// Takes a tile through the instances of a function for its number of tokens, so many groups at a time for one token
+/// and for more.
 macro_rules! tile {
-    ($f:ident::<$source:ty>($tile:expr), groups $($r:literal)*) => {
-        match ($tile.groups, $tile.tokens) {
-            $(
-                ($r, 1) => $f::<$source, $r, 1>($tile),
-                ($r, 2) => $f::<$source, $r, 2>($tile),
-                ($r, 3) => $f::<$source, $r, 3>($tile),
-                ($r, 4) => $f::<$source, $r, 4>($tile),
-            )*
-            (groups, tokens) => unreachable!("a tile of {groups} groups and {tokens} tokens"),
+    ($f:ident::<$source:ty>($tile:expr), groups $one:literal $more:literal) => {
+        match $tile.tokens {
+            1 => tile!($f::<$source, $one, 1>($tile)),
+            2 => tile!($f::<$source, $more, 2>($tile)),
+            3 => tile!($f::<$source, $more, 3>($tile)),
+            4 => tile!($f::<$source, $more, 4>($tile)),
+            tokens => unreachable!("a tile of {tokens} tokens"),
         }
     };
+    ($f:ident::<$source:ty, $groups:literal, $tokens:literal>($tile:expr)) => {{
+        let mut rest = *$tile;
+        while rest.groups >= $groups {
+            $f::<$source, $groups, $tokens>(&rest);
+            rest.skip($groups);
+        }
+        while rest.groups > 0 {
+            $f::<$source, 1, $tokens>(&rest);
+            rest.skip(1);
+        }
+    }};
 }
 use tile;
 

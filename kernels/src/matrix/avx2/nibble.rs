@@ -8,8 +8,9 @@ use std::arch::x86_64::{
     __m256, __m256i, _mm_loadl_epi64, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
     _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_sllv_epi32,
-    _mm256_srli_epi16, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
+    _mm256_sllv_epi32, _mm256_srli_epi16, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
+    _mm256_sub_ps,
 };
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -26,7 +27,7 @@ pub(super) fn kernel<F: Nibbles>() -> Kernel {
         _ => (panel_tile::<5> as unsafe fn(&Tile), 2),
     };
     Kernel {
-        direct: Some(Direct { tile: direct_tile::<F>, groups: [1, 2], block_bytes: None }),
+        direct: Some(Direct { tile: direct_tile::<F>, groups: 2, block_bytes: None }),
         panel: Some(Panel { unpack: unpack::<F>, tile: panel, block_bytes: PANEL_BLOCK, groups }),
     }
 }
@@ -164,6 +165,14 @@ unsafe fn panel_tile<const BITS: usize>(t: &Tile) {
 #[allow(clippy::needless_range_loop, reason = "sums are indexed by group and token, in either order")]
 unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
     let ones = _mm256_set1_epi16(1);
+    // A single token's sums stay in registers; those of more would not fit beside the codes.
+    let mut held = [_mm256_setzero_ps(); R];
+    if C == 1 {
+        for (r, z) in held.iter_mut().enumerate() {
+            // SAFETY: `Tile` promises these sums.
+            *z = unsafe { _mm256_loadu_ps(t.sums.add(r * TILE * LANES)) };
+        }
+    }
     for block in 0..t.blocks {
         // SAFETY: `Tile` promises these weights, activations and sums.
         unsafe {
@@ -200,11 +209,22 @@ unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
                     let a = broadcast_float(scales.add(4 * c));
                     let s = broadcast_float(scales.add(4 * (TILE + c)));
                     let sums = t.sums.add((r * TILE + c) * LANES);
-                    let z = _mm256_loadu_ps(sums);
+                    let z = if C == 1 { held[r] } else { _mm256_loadu_ps(sums) };
                     let z = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(*long), d), a, z);
-                    _mm256_storeu_ps(sums, _mm256_fmadd_ps(m, s, z));
+                    let z = _mm256_fmadd_ps(m, s, z);
+                    if C == 1 {
+                        held[r] = z;
+                    } else {
+                        _mm256_storeu_ps(sums, z);
+                    }
                 }
             }
+        }
+    }
+    if C == 1 {
+        for (r, z) in held.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_ps(t.sums.add(r * TILE * LANES), *z) };
         }
     }
 }
