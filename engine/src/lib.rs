@@ -5,6 +5,7 @@
 mod config;
 mod constraint;
 pub mod cpu;
+pub mod encoder;
 mod engine;
 mod figures;
 mod handle;
@@ -23,6 +24,7 @@ pub use config::{Batching, EngineConfig, StartError};
 pub use constraint::{Constraint, ConstraintError};
 pub use engine::start;
 pub use handle::{Handle, Load};
+pub use millrace_kernels::similarity::dots;
 pub use observe::{Observer, RequestStats, StepStats};
 pub use pool::{Key, Pool};
 pub use request::{

@@ -320,4 +320,28 @@ impl Builder {
     pub fn select_rows(&mut self, x: NodeId, indices: NodeId) -> Built {
         self.push(Op::Fused(Fused::SelectRows), &[x, indices])
     }
+
+    /// [`Fused::LayerNorm`].
+    #[track_caller]
+    pub fn layer_norm(&mut self, x: NodeId, weight: NodeId, bias: NodeId, eps: f32) -> Built {
+        self.push(Op::Fused(Fused::LayerNorm { eps }), &[x, weight, bias])
+    }
+
+    /// [`Fused::Gelu`].
+    #[track_caller]
+    pub fn gelu(&mut self, x: NodeId) -> Built {
+        self.push(Op::Fused(Fused::Gelu), &[x])
+    }
+
+    /// [`Fused::FullAttention`]; operands as documented there.
+    #[track_caller]
+    pub fn full_attention(&mut self, operands: [NodeId; 4], scale: f32) -> Built {
+        self.push(Op::Fused(Fused::FullAttention { scale }), &operands)
+    }
+
+    /// [`Fused::MeanPool`].
+    #[track_caller]
+    pub fn mean_pool(&mut self, x: NodeId, last: NodeId) -> Built {
+        self.push(Op::Fused(Fused::MeanPool), &[x, last])
+    }
 }

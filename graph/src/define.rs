@@ -10,6 +10,7 @@
 //! they differ, both are converted to f32 first.
 
 mod attention;
+mod encoder;
 mod experts;
 
 pub use experts::experts;
@@ -81,6 +82,12 @@ pub fn definition(fused: &Fused, inputs: &[Type], result: &Type) -> Result<Graph
             b.convert(scaled, dtype)?
         }
         (Fused::SelectRows, &[x, indices]) => rows(b, x, indices)?,
+        (Fused::LayerNorm { eps }, &[x, weight, bias]) => encoder::layer_norm(b, x, weight, bias, *eps)?,
+        (Fused::Gelu, &[x]) => encoder::gelu(b, x)?,
+        (Fused::FullAttention { scale }, &[q, k, v, last]) => {
+            encoder::full_attention(b, [q, k, v], last, *scale)?
+        }
+        (Fused::MeanPool, &[x, last]) => encoder::mean_pool(b, x, last)?,
         _ => return Err(refuse(format!("{} operands", operands.len()))),
     };
     b.output("result", value, None)?;

@@ -255,6 +255,30 @@ fn fused(op: &Fused, inputs: &[&Type], wanted: Option<&Type>) -> Inferred {
             ensure(x.rank() > 0 && weight.shape == [x.cols()], || format!("{x} by {weight}"))?;
             Ok((*x).clone())
         }
+        Fused::LayerNorm { .. } => {
+            let [x, weight, bias] = inputs else { return arity(3, inputs) };
+            activation(x)?;
+            let fits = x.rank() > 0 && weight.shape == [x.cols()] && bias.shape == weight.shape;
+            ensure(fits, || format!("{x} by {weight} and {bias}"))?;
+            Ok((*x).clone())
+        }
+        Fused::FullAttention { .. } => {
+            let [q, k, v, last] = inputs else { return arity(4, inputs) };
+            activation(q)?;
+            index(last)?;
+            let fits = matches!((&q.shape[..], &last.shape[..]), ([t, _, _], [b]) if *b > 0 && t % b == 0);
+            ensure(fits && k == q && v == q, || format!("{q} to {k} and {v} up to {last}"))?;
+            Ok((*q).clone())
+        }
+        Fused::MeanPool => {
+            let [x, last] = inputs else { return arity(2, inputs) };
+            activation(x)?;
+            index(last)?;
+            match (&x.shape[..], &last.shape[..]) {
+                ([t, d], [b]) if *b > 0 && t % b == 0 => Ok(Type::new(x.dtype, [*b, *d])),
+                _ => Err(format!("{x} up to {last}")),
+            }
+        }
         Fused::RopeAngles { inv_freq, .. } => {
             let [positions] = inputs else { return arity(1, inputs) };
             index(positions)?;
@@ -318,7 +342,7 @@ fn fused(op: &Fused, inputs: &[&Type], wanted: Option<&Type>) -> Inferred {
             ensure(fits, || format!("{top_k} of {gate}, {up}, {down} for {x} by {router}"))?;
             Ok((*x).clone())
         }
-        Fused::Softcap { .. } | Fused::Scale { .. } => {
+        Fused::Softcap { .. } | Fused::Scale { .. } | Fused::Gelu => {
             let [x] = inputs else { return arity(1, inputs) };
             activation(x)?;
             Ok((*x).clone())

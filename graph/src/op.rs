@@ -250,6 +250,23 @@ pub enum Fused {
     },
     /// `(x [T, D], indices s32[L]) → [L, D]`.
     SelectRows,
+    /// `(x [.., D], weight [D], bias [D]) → [.., D]`: `(x - mean(x)) / √(var(x) + eps) · weight + bias`, in f32 and
+    /// rounded once.
+    LayerNorm {
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// `x → x · Φ(x)`, Φ being the normal distribution's: GELU as BERT has it, not its tanh approximation.
+    Gelu,
+    /// `(q [T, H, D], k [T, H, D], v [T, H, D], last s32[B]) → [T, H, D]`: `T = B · W` tokens of B sequences of width
+    /// W; every token attends to the tokens `0 ..= last` of its sequence. Those behind `last` are padding, whose
+    /// results mean nothing.
+    FullAttention {
+        /// Multiplies the scores.
+        scale: f32,
+    },
+    /// `(x [T, D], last s32[B]) → [B, D]`: the mean of the tokens `0 ..= last` of each sequence, scaled to length one.
+    MeanPool,
 }
 
 /// What paged attention needs to know besides its operands.
@@ -369,6 +386,10 @@ impl Fused {
             Fused::Softcap { .. } => "softcap",
             Fused::Scale { .. } => "scale",
             Fused::SelectRows => "select-rows",
+            Fused::LayerNorm { .. } => "layer-norm",
+            Fused::Gelu => "gelu",
+            Fused::FullAttention { .. } => "full-attention",
+            Fused::MeanPool => "mean-pool",
         }
     }
 }

@@ -171,7 +171,9 @@ fn fused(f: &mut Formatter<'_>, op: &Fused) -> fmt::Result {
         }
         Fused::Softcap { cap } => write!(f, ", cap={cap:?}"),
         Fused::Scale { factor } => write!(f, ", factor={factor:?}"),
-        Fused::Rope | Fused::WriteKv | Fused::SelectRows => Ok(()),
+        Fused::LayerNorm { eps } => write!(f, ", eps={eps:?}"),
+        Fused::FullAttention { scale } => write!(f, ", scale={scale:?}"),
+        Fused::Rope | Fused::WriteKv | Fused::SelectRows | Fused::Gelu | Fused::MeanPool => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod matrix;
 mod ops;
 pub mod pool;
 pub mod quantise;
+pub mod similarity;
 
 pub use millrace_graph::dequant;
 

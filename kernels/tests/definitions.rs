@@ -100,6 +100,15 @@ fn act(act: Activation, x: f64) -> f64 {
     }
 }
 
+/// The normal distribution's Φ, by the trapezoid rule on its density from 0.
+fn normal(x: f64) -> f64 {
+    let steps = 2000;
+    let h = x / f64::from(steps);
+    let density = |t: f64| (-t * t / 2.0).exp();
+    let inner: f64 = (1..steps).map(|i| density(h * f64::from(i))).sum();
+    0.5 + h * (inner + (density(0.0) + density(x)) / 2.0) / (2.0 * std::f64::consts::PI).sqrt()
+}
+
 /// Which formats a row of 32 elements may have.
 fn stored() -> impl Strategy<Value = DType> {
     select(vec![DType::F32, DType::BF16, DType::F16, DType::Q8_0, DType::Q4_0, DType::Q5_1])
@@ -127,6 +136,19 @@ proptest! {
         close(&y, &xs.iter().map(|x| 0.5 * (x / 0.5).tanh()).collect::<Vec<_>>(), 4.0, 1e-6)?;
         let y = run(Fused::Scale { factor: 3.25 }, &[&x], ty).unwrap();
         close(&y, &xs.iter().map(|x| x * 3.25).collect::<Vec<_>>(), 1.0, 1e-6)?;
+
+        let bias = noise.tensor(weight, &[cols]);
+        let y = run(Fused::LayerNorm { eps: 1e-3 }, &[&x, &weights, &bias], x.ty().clone()).unwrap();
+        let want: Vec<f64> = xs.chunks(cols).flat_map(|x| {
+            let mean = x.iter().sum::<f64>() / cols as f64;
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / cols as f64;
+            let norm = (variance + 1e-3).sqrt();
+            let affine = numbers(&weights).into_iter().zip(numbers(&bias));
+            x.iter().zip(affine).map(|(x, (w, b))| (x - mean) / norm * w + b).collect::<Vec<_>>()
+        }).collect();
+        close(&y, &want, 64.0, 1.0)?;
+        let y = run(Fused::Gelu, &[&x], x.ty().clone()).unwrap();
+        close(&y, &xs.iter().map(|x| x * normal(*x)).collect::<Vec<_>>(), 8.0, 1.0)?;
 
         let picks: Vec<usize> = (0..rows + 2).map(|_| noise.below(rows)).collect();
         let y = run(Fused::SelectRows, &[&x, &indices(&picks)], Type::new(dtype, [rows + 2, cols])).unwrap();
@@ -220,6 +242,44 @@ proptest! {
             .flat_map(|x| (0..4).map(|n| act(gate, dot(x, &row(&gate_weight, n))) * dot(x, &row(&up, n))).collect::<Vec<_>>())
             .collect();
         close(&y, &want, 4.0, 4.0)?;
+    }
+
+    #[test]
+    fn full_attention_and_pooling(
+        seed: u64, dtype in float(), (texts, width, heads, dim) in (1usize..4, 1usize..6, 1usize..4, 1usize..6),
+    ) {
+        let mut noise = Noise(seed);
+        let shape = [texts * width, heads, dim];
+        let [q, k, v] = [0; 3].map(|_| noise.tensor(dtype, &shape));
+        let last: Vec<usize> = (0..texts).map(|_| noise.below(width)).collect();
+        let y = run(Fused::FullAttention { scale: 0.7 }, &[&q, &k, &v, &indices(&last)], q.ty().clone()).unwrap();
+        let (qs, ks, vs) = (numbers(&q), numbers(&k), numbers(&v));
+        let mut want = Vec::new();
+        for t in 0..texts * width {
+            let first = t / width * width;
+            for h in 0..heads {
+                let at = |x: &[f64], t: usize| x[(t * heads + h) * dim..][..dim].to_vec();
+                let keys = first..=first + last[t / width];
+                let weights: Vec<f64> = keys.clone().map(|j| (0.7 * dot(&at(&qs, t), &at(&ks, j))).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for d in 0..dim {
+                    want.push(keys.clone().zip(&weights).map(|(j, w)| w / sum * at(&vs, j)[d]).sum());
+                }
+            }
+        }
+        close(&y, &want, 16.0, 1.0)?;
+
+        let x = noise.tensor(dtype, &[texts * width, dim]);
+        let y = run(Fused::MeanPool, &[&x, &indices(&last)], Type::new(dtype, [texts, dim])).unwrap();
+        let xs = numbers(&x);
+        let want: Vec<f64> = (0..texts).flat_map(|b| {
+            let rows = (0..=last[b]).map(|j| &xs[(b * width + j) * dim..][..dim]);
+            let sum = rows.fold(vec![0.0; dim], |sum, row| sum.iter().zip(row).map(|(a, b)| a + b).collect());
+            let length = dot(&sum, &sum).sqrt();
+            sum.into_iter().map(|x| x / length.max(1e-12)).collect::<Vec<f64>>()
+        }).collect();
+        // Sums that nearly cancel keep few digits.
+        close(&y, &want, 4096.0, 1.0)?;
     }
 
     /// Routing by sorting, and only the chosen experts computed. Logits are small integers, so ties abound.

@@ -84,8 +84,27 @@ impl Soup<'_> {
     }
 
     fn step(&mut self) -> NodeId {
-        match self.random.below(15) {
+        match self.random.below(18) {
             0 => self.embed(),
+            15 => {
+                let x = self.value();
+                let cols = self.b.ty(x).cols();
+                let (weight, bias) = (self.weight(&[cols]), self.weight(&[cols]));
+                self.b.layer_norm(x, weight, bias, 1e-1).expect("a norm")
+            }
+            16 => {
+                let x = self.value();
+                self.b.gelu(x).expect("an activation")
+            }
+            17 => {
+                // One text of all rows, or where rows must not see each other, texts of one token.
+                let x = self.matrix();
+                let (rows, cols) = (self.shape(x)[0], self.shape(x)[1]);
+                let texts = if self.by_row { rows } else { 1 };
+                let last = self.input(texts, rows / texts);
+                let x = self.b.reshape(x, &[rows, 1, cols]).expect("one head");
+                self.b.full_attention([x, x, x, last], 0.1).expect("an attention")
+            }
             1 | 2 => {
                 let x = self.value();
                 let cols = self.b.ty(x).cols();

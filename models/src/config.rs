@@ -2,6 +2,7 @@
 //! `hf` reads it from a `config.json`, `gguf` from a GGUF file's metadata, and
 //! [`decoder()`](crate::decoder()) turns it into a graph.
 
+mod bert;
 mod family;
 mod fields;
 pub(crate) mod gguf;
@@ -12,6 +13,7 @@ mod rope;
 use millrace_graph::{Activation, DType};
 
 use crate::ModelError;
+pub use bert::EncoderConfig;
 pub(crate) use family::Family;
 pub use rope::{Rope, RopeScaling};
 

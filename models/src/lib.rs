@@ -8,6 +8,7 @@
 mod config;
 mod decoder;
 pub mod device;
+mod encoder;
 mod error;
 mod gguf;
 pub mod hub;
@@ -19,8 +20,9 @@ mod tensors;
 pub mod text;
 mod weights;
 
-pub use config::{Config, Layer, Mlp, QkNorm, Rope, RopeScaling};
+pub use config::{Config, EncoderConfig, Layer, Mlp, QkNorm, Rope, RopeScaling};
 pub use decoder::{StepShape, decoder};
+pub use encoder::{EncoderCheckpoint, EncoderShape, encoder};
 pub use error::ModelError;
 pub use gguf::{Gguf, Value};
 pub use weights::Checkpoint;

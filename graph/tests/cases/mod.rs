@@ -38,7 +38,7 @@ pub fn i32s(shape: impl Into<Vec<usize>>) -> Type {
 
 pub fn row_wise() -> impl Strategy<Value = Case> {
     let sizes = (1usize..6, 1usize..5, 1usize..9, 0usize..4);
-    (float(), weight(), float(), sizes, 0usize..8).prop_map(
+    (float(), weight(), float(), sizes, 0usize..12).prop_map(
         |(act, stored, plain, (t, h, d, extra), which)| {
             let case = |op, operands: Vec<Type>, result| Case { op, operands, result };
             let x = Type::new(act, [t, d]);
@@ -64,6 +64,21 @@ pub fn row_wise() -> impl Strategy<Value = Case> {
                 }
                 4 => case(Fused::Softcap { cap: 30.0 }, vec![x.clone()], x),
                 5 => case(Fused::Scale { factor: 0.5 }, vec![x.clone()], x),
+                8 => {
+                    let x = Type::new(act, [t, h, d]);
+                    let vector = Type::new(plain, [d]);
+                    case(Fused::LayerNorm { eps: 1e-5 }, vec![x.clone(), vector.clone(), vector], x)
+                }
+                9 => case(Fused::Gelu, vec![x.clone()], x),
+                10 => {
+                    let x = Type::new(act, [t * (extra + 1), h, d]);
+                    let operands = vec![x.clone(), x.clone(), x.clone(), i32s([t])];
+                    case(Fused::FullAttention { scale: 0.3 }, operands, x)
+                }
+                11 => {
+                    let operands = vec![Type::new(act, [t * h, d]), i32s([t])];
+                    case(Fused::MeanPool, operands, Type::new(act, [t, d]))
+                }
                 6 => case(Fused::SelectRows, vec![x, i32s([h])], Type::new(act, [h, d])),
                 _ => {
                     let values = Type::new(act, [t, h, d]);

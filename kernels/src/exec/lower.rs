@@ -13,6 +13,7 @@ use super::check::{Check, TableRows};
 use super::error::PlanError;
 use super::experts::Experts;
 use super::flow::Flow;
+use super::full::FullAttention;
 use super::phases::Phases;
 use super::place::{Place, place};
 use super::plan::{AttentionPhase, Encode, Encoded, OwnNorm, Product, RowKind, RowOp, Slot, Work};
@@ -225,6 +226,22 @@ impl<'a> Lowering<'a> {
             }
             Fused::Softcap { cap } => self.row_op(id, node, inputs[0], RowKind::Softcap { cap: *cap }),
             Fused::Scale { factor } => self.row_op(id, node, inputs[0], RowKind::Scale { factor: *factor }),
+            Fused::LayerNorm { eps } => {
+                let [weight, bias] =
+                    [self.weight(node, inputs[1], false)?, self.weight(node, inputs[2], false)?];
+                self.row_op(id, node, inputs[0], RowKind::LayerNorm { weight, bias, eps: *eps })
+            }
+            Fused::Gelu => self.row_op(id, node, inputs[0], RowKind::Gelu),
+            Fused::FullAttention { scale } => self.full_attention(node, *scale),
+            Fused::MeanPool => {
+                let x = self.view(node, inputs[0])?;
+                let last = self.input(node, inputs[1])?;
+                let at = self.fresh(node);
+                let width = x.rows / at.rows;
+                self.check(Check::Below { input: last, bound: width });
+                self.phases.push_row_op(RowOp { kind: RowKind::Pool { x, last, width }, from: None, at });
+                Ok(at)
+            }
             Fused::Linear { weights, bias } => self.linear(id, node, *weights, *bias),
             Fused::GatedLinear { act } => {
                 let matrices = [self.weight(node, inputs[1], true)?, self.weight(node, inputs[2], true)?];
@@ -393,6 +410,25 @@ impl<'a> Lowering<'a> {
             }
         };
         self.phases.push(Work::Attention(phase));
+        Ok(out)
+    }
+
+    fn full_attention(&mut self, node: &Node, scale: f32) -> Lower<View> {
+        let inputs = &node.inputs;
+        let [q, k, v] =
+            [self.view(node, inputs[0])?, self.view(node, inputs[1])?, self.view(node, inputs[2])?];
+        let last = self.input(node, inputs[3])?;
+        let &[_, heads, dim] = &node.ty.shape[..] else {
+            unreachable!("the builder checks that queries have three dimensions")
+        };
+        let sequences = self.graph.ty(inputs[3]).shape[0];
+        let width = q.rows / sequences;
+        self.check(Check::Below { input: last, bound: width });
+        let floats = FullAttention::scratch_floats(width, dim);
+        let scratch = self.phases.storage(floats * self.backing.workers);
+        let out = self.fresh(node);
+        let attention = FullAttention { q, k, v, heads, last, sequences, scale, scratch, out };
+        self.phases.push(Work::FullAttention(attention));
         Ok(out)
     }
 

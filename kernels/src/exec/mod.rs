@@ -11,6 +11,7 @@ mod error;
 mod executor;
 mod experts;
 mod flow;
+mod full;
 mod lower;
 mod operands;
 mod phases;

@@ -6,6 +6,7 @@ use millrace_graph::{Activation, Attention};
 
 use super::check::Check;
 use super::experts::{Experts, Stage};
+use super::full::FullAttention;
 use super::place::Place;
 use super::view::View;
 use crate::matrix::Activations;
@@ -67,6 +68,7 @@ pub(crate) enum Work {
         out: View,
     },
     Attention(AttentionPhase),
+    FullAttention(FullAttention),
     /// A stage of a mixture of experts.
     Experts(Stage, Experts),
 }
@@ -163,6 +165,18 @@ pub(crate) enum RowKind {
     Softcap {
         cap: f32,
     },
+    LayerNorm {
+        weight: u32,
+        bias: u32,
+        eps: f32,
+    },
+    Gelu,
+    /// The mean direction of rows `width · i ..= width · i + last[i]` of `x`.
+    Pool {
+        x: View,
+        last: u32,
+        width: usize,
+    },
     /// Adds a vector.
     Bias {
         weight: u32,
@@ -226,6 +240,9 @@ impl RowOp {
             RowKind::Encode { .. } => "encode",
             RowKind::Route { .. } => "route",
             RowKind::Combine { .. } => "combine",
+            RowKind::LayerNorm { .. } => "layer-norm",
+            RowKind::Gelu => "gelu",
+            RowKind::Pool { .. } => "mean-pool",
         }
     }
 
@@ -251,6 +268,7 @@ impl RowOp {
         match self.kind {
             RowKind::Select { x, .. } => Some(x),
             RowKind::Combine { results, .. } => Some(results),
+            RowKind::Pool { x, .. } => Some(x),
             _ => None,
         }
     }
@@ -303,6 +321,7 @@ impl Work {
             Work::Attention(attention) => {
                 [attention.q.storage, attention.out.storage].into_iter().for_each(f)
             }
+            Work::FullAttention(attention) => attention.storages().into_iter().for_each(f),
             Work::Experts(_, experts) => experts.storages().into_iter().for_each(f),
         }
     }
@@ -317,6 +336,7 @@ impl Work {
             }
             Work::Gated { out, .. } => format!("gated-linear → {}", out.cols),
             Work::Attention(_) => "paged-attention".into(),
+            Work::FullAttention(_) => "full-attention".into(),
             Work::Experts(stage, _) => format!("experts: {stage:?}").to_lowercase(),
         }
     }

@@ -19,7 +19,7 @@ use super::states::States;
 use super::view::View;
 use super::weights::Weights;
 use crate::matrix::{self, Matrix, Operand, Output, Precision};
-use crate::ops::{elementwise, norm, rope, route};
+use crate::ops::{elementwise, encode, norm, rope, route};
 use crate::pool::Worker;
 
 /// All that one step works with.
@@ -105,6 +105,8 @@ impl<'a> Frame<'a> {
             // SAFETY: passed on.
             Work::Attention(phase) => unsafe { self.attend(phase, worker) },
             // SAFETY: passed on.
+            Work::FullAttention(attention) => unsafe { attention.run(self, worker) },
+            // SAFETY: passed on.
             Work::Experts(stage, experts) => unsafe { experts.run(*stage, self, worker) },
         }
     }
@@ -145,6 +147,20 @@ impl<'a> Frame<'a> {
             }
             RowKind::Rotate { angles, dim } => {
                 rows.for_each(|i| rope::rotate(row_mut(i), *dim, row(angles, i)));
+            }
+            RowKind::LayerNorm { weight, bias, eps } => {
+                let (weight, bias) = (self.weights.vector(*weight), self.weights.vector(*bias));
+                rows.for_each(|i| encode::layer_norm(row_mut(i), weight, bias, *eps));
+            }
+            RowKind::Gelu => rows.for_each(|i| encode::gelu(row_mut(i))),
+            RowKind::Pool { x, last, width } => {
+                let last = self.inputs[*last as usize];
+                for i in rows {
+                    let out = row_mut(i);
+                    out.fill(0.0);
+                    (0..=last[i] as usize).for_each(|j| elementwise::add(out, row(x, i * width + j)));
+                    encode::normalise(out);
+                }
             }
             RowKind::Scale { factor } => rows.for_each(|i| elementwise::scale(row_mut(i), *factor)),
             RowKind::Softcap { cap } => rows.for_each(|i| elementwise::softcap(row_mut(i), *cap)),

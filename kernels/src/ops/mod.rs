@@ -5,6 +5,7 @@
 //! alone, in any batch, and on any worker.
 
 pub(crate) mod elementwise;
+pub(crate) mod encode;
 pub(crate) mod math;
 pub(crate) mod norm;
 pub(crate) mod rope;

@@ -8,6 +8,7 @@
 mod automaton;
 mod defaults;
 mod detokenizer;
+mod encode;
 mod files;
 mod gguf;
 mod guard;
@@ -21,6 +22,7 @@ mod tokenizer;
 
 pub use defaults::GenerationDefaults;
 pub use detokenizer::Detokenizer;
+pub use encode::EncoderTokenizer;
 pub use stop::{StopMatcher, StopStrings};
 pub use template::{ChatTemplate, RenderOptions, SpecialTokens, TemplateError};
 pub use tokenizer::Tokenizer;
