@@ -14,8 +14,8 @@ use crate::world::{Model, Refusal, some, unknown, world};
 
 type Set = BTreeMap<String, (usize, Arc<Tensor>)>;
 
-/// What an execution works on: the tensors of each parameter and each output.
-struct Bound {
+/// What an execution works on, checked: the tensors of each parameter and each output.
+pub(crate) struct Bound {
     inputs: Vec<Arc<Tensor>>,
     outputs: Vec<Arc<Tensor>>,
 }
@@ -26,7 +26,11 @@ pub(crate) fn execute(model: usize, inputs: usize, outputs: usize) -> Result<(),
         let settings = world.open()?.clone();
         let model = Arc::clone(world.model(model)?);
         let set = |handle| world.sets.get(&handle).ok_or_else(|| unknown("tensor set"));
-        let bound = bind(&model, set(inputs)?, set(outputs)?)?;
+        let (input_set, output_set) = (set(inputs)?, set(outputs)?);
+        let bound = match model.bound(inputs, outputs) {
+            Some(bound) => bound,
+            None => model.set_bound(inputs, outputs, bind(&model, input_set, output_set)?),
+        };
         let core = &mut world.cores[model.core as usize];
         if core.busy {
             let why = format!("core {} is executing already", model.core);

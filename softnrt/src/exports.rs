@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 
 use neuron_sys::Status;
 use neuron_sys::sys::*;
@@ -249,7 +249,7 @@ unsafe fn load(
     world.fits(core, size)?;
     world.cores[core as usize].used.fetch_add(size, Ordering::Relaxed);
     let handle = world.handle();
-    let loaded = Model { core, neff, bytes: size, ranks, runs: AtomicU64::new(0) };
+    let loaded = Model { core, neff, bytes: size, ranks, runs: AtomicU64::new(0), bound: Mutex::default() };
     world.models.insert(key::<nrt_model_t>(handle), Arc::new(loaded));
     // SAFETY: the caller gives the place of a handle.
     unsafe { put(model, handle) }
@@ -635,6 +635,7 @@ unsafe extern "C" fn nrt_destroy_tensor_set(tensor_set: *mut *mut nrt_tensor_set
         let mut world = world();
         // SAFETY: the caller gives null or the place of a handle.
         let handle = if tensor_set.is_null() { 0 } else { unsafe { key(tensor_set.read()) } };
+        world.forget(handle);
         match world.open().err() {
             Some(refusal) => return world.complain(format!("nrt_destroy_tensor_set: {}", refusal.why)),
             None if world.sets.remove(&handle).is_none() => {
@@ -661,6 +662,7 @@ unsafe extern "C" fn nrt_add_tensor_to_tensor_set(
         let name = unsafe { name(tensor_name)? };
         let handle = key(tensor);
         let tensor = Arc::clone(world.tensor(handle)?);
+        world.forget(key(tensor_set));
         let set = world.sets.get_mut(&key(tensor_set)).ok_or_else(|| unknown("tensor set"))?;
         set.insert(name, (handle, tensor));
         Ok(())

@@ -12,6 +12,7 @@ use millrace_kernels::eval::Meeting;
 use neuron_sys::Status;
 use neuron_sys::sys::NRT_STATUS;
 
+use crate::execute::Bound;
 use crate::memory::Tensor;
 use crate::neff::Neff;
 use crate::options::{Effect, Fault, Settings};
@@ -82,6 +83,29 @@ pub(crate) struct Model {
     pub(crate) ranks: Option<(Arc<Meeting>, u32)>,
     /// Executions so far.
     pub(crate) runs: AtomicU64,
+    /// The last pair of sets that was found to suit it, so that checking takes no part in what a caller measures.
+    pub(crate) bound: Mutex<Option<(Sets, Arc<Bound>)>>,
+}
+
+/// The handles of an input set and an output set.
+type Sets = (usize, usize);
+
+impl Model {
+    fn last(&self) -> MutexGuard<'_, Option<(Sets, Arc<Bound>)>> {
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What these sets were found to be, unless one has changed since.
+    pub(crate) fn bound(&self, inputs: usize, outputs: usize) -> Option<Arc<Bound>> {
+        let last = self.last();
+        last.as_ref().filter(|(sets, _)| *sets == (inputs, outputs)).map(|(_, bound)| Arc::clone(bound))
+    }
+
+    pub(crate) fn set_bound(&self, inputs: usize, outputs: usize, bound: Bound) -> Arc<Bound> {
+        let bound = Arc::new(bound);
+        *self.last() = Some(((inputs, outputs), Arc::clone(&bound)));
+        bound
+    }
 }
 
 static WORLD: Mutex<World> = Mutex::new(World {
@@ -199,6 +223,13 @@ impl World {
         self.infos.clear();
         self.cores.clear();
         self.phase = Phase::Closed;
+    }
+
+    /// Forgets what a set was found to be: it changes.
+    pub(crate) fn forget(&self, set: usize) {
+        for model in self.models.values() {
+            model.last().take_if(|((inputs, outputs), _)| *inputs == set || *outputs == set);
+        }
     }
 
     /// Something is wrong, and there is no status to say so.
