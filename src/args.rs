@@ -93,6 +93,9 @@ pub(crate) struct ServeArgs {
     /// Listen beyond this machine without an API key.
     #[arg(long)]
     pub(crate) allow_unauthenticated: bool,
+    /// What the shopping assistant does, in TOML: stores that give live data, limits. See docs/assistant.md.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) assistant_config: Option<PathBuf>,
     /// Requests that may wait; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_queued_requests: usize,

@@ -1,10 +1,12 @@
 //! `millrace serve`: the listener first, so that probes get an answer while the model loads.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use millrace_server::assistant::{Assistant, AssistantConfig};
 use millrace_server::{ApiKey, Metrics, Model, ServerConfig, Service, check_bind, serve};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -30,8 +32,9 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     check_bind(address, !api_keys.is_empty(), args.allow_unauthenticated).context(
         "refusing to listen (--api-key-file gives a key, --allow-unauthenticated opens the server to everybody)",
     )?;
+    let assistant = assistant(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let engine = runtime.block_on(listen(args, address, api_keys))?;
+    let engine = runtime.block_on(listen(args, address, api_keys, assistant))?;
     match engine {
         None => Ok(()),
         Some(engine) => engine.stop(),
@@ -43,6 +46,7 @@ async fn listen(
     args: &ServeArgs,
     address: SocketAddr,
     api_keys: Vec<ApiKey>,
+    assistant: Assistant,
 ) -> anyhow::Result<Option<Engine>> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
@@ -60,6 +64,7 @@ async fn listen(
         shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
         ..ServerConfig::default()
     });
+    service.install_assistant(assistant);
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let signals = tokio::spawn(end_on_signals(service.clone(), terminate, interrupt));
     let serving = tokio::spawn(serve(listener, service.clone()));
@@ -88,6 +93,23 @@ async fn listen(
     };
     serving.await.context("the server panicked")??;
     Ok(Some(engine))
+}
+
+/// The assistant as its configuration wants it.
+fn assistant(args: &ServeArgs) -> anyhow::Result<Assistant> {
+    let config = match &args.assistant_config {
+        None => AssistantConfig::default(),
+        Some(path) => {
+            let file = path.display();
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;
+            toml::from_str(&text).with_context(|| format!("{file} is no configuration of the assistant"))?
+        }
+    };
+    let mut key = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut key))
+        .context("cannot read random bytes")?;
+    Ok(Assistant::new(config, None, key)?)
 }
 
 /// The first SIGTERM or SIGINT drains, the second aborts what still runs.

@@ -54,6 +54,11 @@ impl EventSink {
         let _ = write!(self.buffer, "data: {data}\n\n");
     }
 
+    /// Adds whole events as they are.
+    pub(crate) fn frames(&mut self, frames: &str) {
+        self.buffer.push_str(frames);
+    }
+
     /// Adds a comment, which clients skip.
     pub(crate) fn comment(&mut self, text: &str) {
         let _ = write!(self.buffer, ": {text}\n\n");

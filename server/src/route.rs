@@ -8,6 +8,8 @@ use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 
+use crate::assistant::assist;
+use crate::assistant::hydrate::Shopper;
 use crate::auth;
 use crate::body::{Response, json_response, read, whole};
 use crate::error::ApiError;
@@ -20,6 +22,9 @@ use crate::service::Service;
 pub(crate) enum Route<'a> {
     Chat,
     Completion,
+    Assist,
+    /// The stream of a session's last answer.
+    AssistStream(&'a str),
     Tokenize,
     Detokenize,
     Models,
@@ -37,6 +42,7 @@ fn find<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, ApiError> {
     let (route, allowed, allow) = match path {
         "/v1/chat/completions" => (Route::Chat, post, "POST"),
         "/v1/completions" => (Route::Completion, post, "POST"),
+        "/v1/assist" => (Route::Assist, post, "POST"),
         "/tokenize" => (Route::Tokenize, post, "POST"),
         "/detokenize" => (Route::Detokenize, post, "POST"),
         "/v1/models" => (Route::Models, get, "GET, HEAD"),
@@ -44,12 +50,19 @@ fn find<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, ApiError> {
         "/ping" => (Route::Ping, get || post, "GET, HEAD, POST"),
         "/version" => (Route::Version, get, "GET, HEAD"),
         "/metrics" => (Route::Metrics, get, "GET, HEAD"),
-        _ => match path.strip_prefix("/v1/models/") {
-            Some(name) if !name.is_empty() => (Route::Model(name), get, "GET, HEAD"),
+        _ => match (path.strip_prefix("/v1/models/"), session_of(path)) {
+            (Some(name), _) if !name.is_empty() => (Route::Model(name), get, "GET, HEAD"),
+            (_, Some(session)) => (Route::AssistStream(session), *method == Method::GET, "GET"),
             _ => return Err(ApiError::no_route(path)),
         },
     };
     if allowed { Ok(route) } else { Err(ApiError::method(allow)) }
+}
+
+/// The session in the path of its stream.
+fn session_of(path: &str) -> Option<&str> {
+    let session = path.strip_prefix("/v1/assist/")?.strip_suffix("/stream")?;
+    (!session.is_empty() && !session.contains('/')).then_some(session)
 }
 
 impl Route<'_> {
@@ -64,6 +77,8 @@ impl Route<'_> {
         match self {
             Route::Chat => "/v1/chat/completions",
             Route::Completion => "/v1/completions",
+            Route::Assist => "/v1/assist",
+            Route::AssistStream(_) => "/v1/assist/{session}/stream",
             Route::Tokenize => "/tokenize",
             Route::Detokenize => "/detokenize",
             Route::Models => "/v1/models",
@@ -121,6 +136,16 @@ async fn answer(
             let body = read().await?;
             openai::completion(service, body, Caller { request_id, tenant }).await
         }
+        Route::Assist => {
+            service.ready()?;
+            let shopper = headers.get("x-shopper-token").and_then(|v| v.to_str().ok());
+            let shopper = shopper.map(|token| Shopper(token.to_owned()));
+            assist::assist(service, read().await?, tenant, shopper).await
+        }
+        Route::AssistStream(session) => {
+            let last = headers.get("last-event-id").and_then(|v| v.to_str().ok());
+            Ok(assist::resume(service, session, &tenant, last))
+        }
         Route::Tokenize => {
             service.loaded()?;
             openai::tokenize(service, read().await?).await
@@ -163,7 +188,8 @@ fn request_id(headers: &HeaderMap) -> String {
     given.filter(safe).map_or_else(random_id, str::to_owned)
 }
 
-fn random_id() -> String {
+/// 128 random bits in hexadecimal.
+pub(crate) fn random_id() -> String {
     use std::hash::{BuildHasher, RandomState};
     // Each state has keys of its own, drawn by the system.
     let half = || RandomState::new().hash_one(std::time::Instant::now());

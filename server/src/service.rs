@@ -6,6 +6,7 @@ use millrace_engine::Handle;
 use millrace_models::text::{ChatTemplate, GenerationDefaults, Tokenizer};
 use tokio::sync::{Semaphore, watch};
 
+use crate::assistant::Assistant;
 use crate::config::ServerConfig;
 use crate::error::ApiError;
 use crate::metrics::{HttpMetrics, Metrics};
@@ -86,6 +87,7 @@ pub struct Service {
     /// none.
     running: watch::Sender<bool>,
     blocking: Semaphore,
+    assistant: OnceLock<Assistant>,
 }
 
 impl Service {
@@ -106,6 +108,7 @@ impl Service {
             phase: watch::Sender::new(Phase::Serving),
             running: watch::Sender::new(false),
             blocking: Semaphore::new(threads),
+            assistant: OnceLock::new(),
             config,
         })
     }
@@ -115,6 +118,18 @@ impl Service {
         if self.model.set(Arc::new(Loaded::new(model))).is_err() {
             tracing::warn!("a model is installed already");
         }
+    }
+
+    /// Gives the service its assistant, before requests come. Without one, `/v1/assist` answers from no index and asks no
+    /// store. A second one is ignored.
+    pub fn install_assistant(&self, assistant: Assistant) {
+        if self.assistant.set(assistant).is_err() {
+            tracing::warn!("an assistant is installed already");
+        }
+    }
+
+    pub(crate) fn assistant(&self) -> &Assistant {
+        self.assistant.get_or_init(Assistant::bare)
     }
 
     /// Begins the end: new requests get 503, running ones may go on for

@@ -9,6 +9,8 @@ mod prompt;
 mod render;
 mod tokenize;
 
+pub(crate) use choice::{Choice, Choices, Rules};
 pub(crate) use generate::{Caller, chat, completion};
 pub(crate) use models::{model, models};
+pub(crate) use prompt::template_error;
 pub(crate) use tokenize::{detokenize, tokenize};

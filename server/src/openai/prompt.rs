@@ -134,7 +134,8 @@ pub(crate) fn conversation(fields: &mut Fields, model: &Loaded) -> Result<Prompt
     Ok(Prompt { ids, text: None })
 }
 
-fn template_error(error: &TemplateError) -> ApiError {
+/// The error for a conversation that cannot be written or encoded.
+pub(crate) fn template_error(error: &TemplateError) -> ApiError {
     let message = match error {
         TemplateError::Refused(_) | TemplateError::Message { .. } | TemplateError::Options(_) => {
             error.to_string()

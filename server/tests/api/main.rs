@@ -6,6 +6,8 @@
 // A skipped test says so where its reader looks.
 #![allow(clippy::print_stderr)]
 
+mod assist;
+mod assist_clients;
 mod auth;
 mod chat;
 mod client;

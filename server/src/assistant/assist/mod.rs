@@ -1,0 +1,136 @@
+//! `POST /v1/assist`: a question comes in, evidence is retrieved, the model writes, and the answer leaves as a stream of
+//! events or as one JSON object. `GET /v1/assist/{session}/stream` takes up a stream that broke off.
+
+mod answer;
+mod log;
+mod request;
+mod retrieve;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use sha2::Digest;
+
+use super::connector::{
+    CatalogConnector, HttpConnector, ReviewConnector, StoreConfig, StoreError, StoreRole,
+};
+use super::directive::AllowedHosts;
+use super::hydrate::{Connector, Policy, Role, Source};
+use super::prompt::MarkKey;
+use super::session::{Answer, AnswerKey, Recent, Session};
+use super::source::Retrieve;
+use log::Log;
+
+pub(crate) use answer::{assist, resume};
+
+/// What an operator decides about the assistant.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AssistantConfig {
+    /// Hosts that links of answers and cards may lead to; links within the shop's own site always may.
+    pub allowed_hosts: Vec<String>,
+    /// Tokens of an answer at most.
+    pub max_tokens: u32,
+    /// How freely the model writes.
+    pub temperature: f32,
+    /// Passages that the model reads for a question.
+    pub passages: usize,
+    /// Sources of evidence that have not answered by then are left out.
+    pub retrieval_deadline_ms: u64,
+    /// How long an answer goes on after its client has gone, for one that comes back; 0 ends it at once.
+    pub resume_grace_ms: u64,
+    /// Whether answers to the first question of a conversation are kept for whoever asks the same.
+    pub answer_cache: bool,
+    /// Store systems by name.
+    #[serde(rename = "store")]
+    pub stores: Vec<StoreConfig>,
+}
+
+impl Default for AssistantConfig {
+    fn default() -> Self {
+        AssistantConfig {
+            allowed_hosts: Vec::new(),
+            max_tokens: 512,
+            temperature: 0.2,
+            passages: 8,
+            retrieval_deadline_ms: 150,
+            resume_grace_ms: 5000,
+            answer_cache: true,
+            stores: Vec::new(),
+        }
+    }
+}
+
+/// The assistant: what it knows, whom it asks, and what it remembers.
+pub struct Assistant {
+    config: AssistantConfig,
+    retrieve: Option<Arc<dyn Retrieve>>,
+    sources: Vec<Source>,
+    allowed: AllowedHosts,
+    mark_key: MarkKey,
+    sessions: Mutex<Recent<String, Session>>,
+    answers: Mutex<Recent<AnswerKey, Answer>>,
+    logs: Mutex<Recent<String, Arc<Log>>>,
+}
+
+impl Assistant {
+    /// An assistant over an index, where there is one, and the store systems of its configuration. `key` makes the
+    /// marks around evidence unpredictable: the same key keeps cached prefixes across restarts.
+    ///
+    /// # Errors
+    /// [`StoreError`] for a store system that cannot be used.
+    pub fn new(
+        config: AssistantConfig,
+        retrieve: Option<Arc<dyn Retrieve>>,
+        key: [u8; 32],
+    ) -> Result<Self, StoreError> {
+        let mut sources = Vec::new();
+        if let Some(retrieve) = &retrieve {
+            // The index is at hand: what it says once holds as long as it is open.
+            let policy = Policy { hedge_after: None, window: Duration::ZERO, ..Policy::default() };
+            let catalog: Arc<dyn Connector> = Arc::new(CatalogConnector(retrieve.clone()));
+            sources.push(Source::new("catalog", Role::Catalog, catalog, policy));
+            let reviews: Arc<dyn Connector> = Arc::new(ReviewConnector(retrieve.clone()));
+            sources.push(Source::new("reviews", Role::Reviews, reviews, policy));
+        }
+        for store in &config.stores {
+            let mut policy = store.policy()?;
+            if store.role == StoreRole::Orders {
+                policy.batch = 1;
+            }
+            let connector: Arc<dyn Connector> = Arc::new(HttpConnector::new(store.clone(), &policy)?);
+            sources.push(Source::new(&store.name, store.role(), connector, policy));
+        }
+        let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+        Ok(Assistant {
+            allowed: AllowedHosts::new(config.allowed_hosts.clone()),
+            retrieve,
+            sources,
+            mark_key: MarkKey::new(key),
+            sessions: Mutex::new(Recent::new(4096, hour)),
+            answers: Mutex::new(Recent::new(4096, hour)),
+            logs: Mutex::new(Recent::new(1024, minute)),
+            config,
+        })
+    }
+
+    /// One that knows nothing and asks nobody.
+    pub(crate) fn bare() -> Self {
+        let key = sha2::Sha256::digest(crate::route::random_id()).into();
+        let bare = Assistant::new(AssistantConfig::default(), None, key);
+        bare.unwrap_or_else(|_| unreachable!("no store that could be wrong"))
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Recent<String, Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Recent<AnswerKey, Answer>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn logs(&self) -> MutexGuard<'_, Recent<String, Arc<Log>>> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
