@@ -105,7 +105,8 @@ fn follow(runner: &mut dyn Runner, sequence: &Sequence, rows: &mut Vec<Vec<f64>>
             blocks: blocks.len() as u32,
             want: if wanted { Want::All } else { Want::Nothing },
         };
-        let step = Step { tokens: tokens[position..end].to_vec(), blocks, rows: vec![row] };
+        let step =
+            Step { tokens: tokens[position..end].to_vec(), blocks, rows: vec![row], ..Step::default() };
         runner.submit(&step)?;
         runner.wait(&mut out)?;
         if wanted {
