@@ -10,10 +10,13 @@ use millrace_graph::hlo::{HloOptions, read, write};
 use millrace_graph::{DType, ParamKind, Type};
 use millrace_kernels::eval::Value;
 use millrace_models::device::{
-    Bucket, DeviceModel, DeviceWeights, TopKForm, device_decoder, device_weight, device_weights, dummy_blocks,
+    Bucket, DeviceModel, DeviceWeights, PADDING_LOGIT, TopKForm, device_decoder, device_weight,
+    device_weights, dummy_blocks,
 };
 use millrace_models::{Checkpoint, ModelError};
 use ranks::{Answer, Device, Row};
+use safetensors::tensor::TensorView;
+use safetensors::{SafeTensors, serialize};
 use support::{Sequence, distance};
 
 const TOLERANCE: f32 = 1e-4;
@@ -102,6 +105,47 @@ fn ranks_together_compute_what_the_decoder_does() {
     assert!(divided >= 10, "{divided}");
 }
 
+/// The last rank's share of the head is filled up.
+#[test]
+fn ranks_need_not_divide_the_vocabulary() {
+    const VOCAB: usize = 46;
+    let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama_yarn");
+    let folder = std::env::temp_dir().join(format!("millrace-device-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    config["vocab_size"] = VOCAB.into();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let cut = file.tensors().into_iter().map(|(name, view)| {
+        let mut shape = view.shape().to_vec();
+        let row = view.data().len() / shape[0];
+        if name.ends_with("embed_tokens.weight") || name == "lm_head.weight" {
+            shape[0] = VOCAB;
+        }
+        let bytes = &view.data()[..shape[0] * row];
+        (name, TensorView::new(view.dtype(), shape, bytes).unwrap())
+    });
+    std::fs::write(folder.join("model.safetensors"), serialize(cut, None).unwrap()).unwrap();
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let config = checkpoint.config();
+    let ids = ids(config.vocab);
+    let want = Sequence::new(&checkpoint, config.clone()).extend(&ids, true);
+    let device = Device::new(&checkpoint, model(4));
+    assert_eq!(device.weights[3]["head_padding"].floats().unwrap()[9..], [0.0, PADDING_LOGIT, PADDING_LOGIT]);
+    for mut device in [device, Device::new(&checkpoint, DeviceModel { candidates: 11, ..model(4) })] {
+        for (answer, token) in talk(&mut device, &ids, None).iter().zip([5, 8, 9, 10]) {
+            for (got, want) in answer.logits.iter().zip(&want[token]).filter(|(got, _)| !got.is_nan()) {
+                assert!((got - want).abs() <= TOLERANCE, "{got} and {want}");
+            }
+            assert!(answer.logits.iter().filter(|x| !x.is_nan()).count() > 40);
+            assert!((answer.log_sum_exp - log_sum_exp(&want[token])).abs() <= TOLERANCE);
+        }
+    }
+}
+
 /// Rows of a decode do not see one another, nor the padding beside them.
 #[test]
 fn rows_are_alone() {
@@ -111,20 +155,16 @@ fn rows_are_alone() {
     let reversed: Vec<u32> = ids.iter().rev().copied().collect();
     let mut device = Device::new(&checkpoint, model(2));
     let alone = talk(&mut device, &ids, None);
+    let (ids, reversed) = (&ids[..], &reversed[..]);
     let (mine, others) = ([1, 2, 3], [9, 10, 12]);
-    let row = |ids, start: usize, end: usize, blocks| Row {
-        tokens: &<&[u32]>::from(ids)[start..end],
-        start,
-        blocks,
-        bias: None,
-    };
+    let row = |tokens, start, blocks| Row { tokens, start, blocks, bias: None };
     for start in [0, 6] {
         let end = (start + 6).min(9);
-        device.step(&CHUNK, &[row(&ids, start, end, &mine)]);
-        device.step(&CHUNK, &[row(&reversed, start, end, &others)]);
+        device.step(&CHUNK, &[row(&ids[start..end], start, &mine)]);
+        device.step(&CHUNK, &[row(&reversed[start..end], start, &others)]);
     }
     for (token, want) in [9, 10].into_iter().zip(&alone[2..]) {
-        let rows = [row(&reversed, token, token + 1, &others), row(&ids, token, token + 1, &mine)];
+        let rows = [row(&reversed[token..=token], token, &others), row(&ids[token..=token], token, &mine)];
         let got = device.step(&DECODE, &rows);
         assert_eq!(got[1].logits, want.logits);
     }

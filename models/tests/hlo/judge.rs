@@ -109,6 +109,7 @@ fn dtype(dtype: DType) -> Dtype {
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
         DType::I32 => Dtype::I32,
+        DType::I8 => Dtype::I8,
         other => panic!("no test needs tensors of {other}"),
     }
 }

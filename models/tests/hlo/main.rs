@@ -4,7 +4,11 @@
 
 #[path = "../../../graph/tests/cases/mod.rs"]
 mod cases;
+mod device;
 mod judge;
+#[path = "../device/ranks.rs"]
+#[allow(dead_code, reason = "its other part runs the ranks on the evaluator")]
+mod ranks;
 #[path = "../support/mod.rs"]
 mod support;
 mod topk;
