@@ -22,6 +22,8 @@ pub(crate) enum Command {
     Generate(Box<GenerateArgs>),
     /// Run a workload in process and print throughput and latencies.
     Bench(Box<BenchArgs>),
+    /// Compile a model's graphs for a device, ahead of serving; needs no device.
+    Compile(Box<CompileArgs>),
     /// Print what this machine has for Millrace, and what is wrong in words.
     Doctor(DoctorArgs),
 }
@@ -166,6 +168,78 @@ pub(crate) struct BenchArgs {
     /// Print the figures as JSON instead of a table.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CompileArgs {
+    /// A Hugging Face directory (of which `config.json` suffices), a GGUF file, or a hub id.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: String,
+    /// The device.
+    #[arg(long, value_parser = ["inf2", "trn1", "trn2"])]
+    pub(crate) target: String,
+    /// Cores that share the model.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) tensor_parallel_size: usize,
+    /// Element type of weights, activations and KV cache.
+    #[arg(long, value_enum, default_value_t = DeviceDtype::Bf16)]
+    pub(crate) dtype: DeviceDtype,
+    /// Store matrices in 8 bits, with a scale for each output channel.
+    #[arg(long, value_enum)]
+    pub(crate) weights: Option<DeviceWeightsArg>,
+    /// Graphs to compile instead of planned ones: `ROWSxWIDTH@BLOCKS[+adjust]`, with commas between.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) buckets: Option<String>,
+    /// Lengths to expect: JSON lines with `prompt_tokens`, `completion_tokens` and `count`, or lines of a prompt
+    /// length and a count.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) histogram: Option<PathBuf>,
+    /// Longest sequence in tokens, prompt and answer together; the model's own context length unless given.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) max_model_len: Option<usize>,
+    /// Sequences that run at the same time.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) max_num_seqs: usize,
+    /// Tokens of a prompt chunk.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub(crate) max_num_batched_tokens: usize,
+    /// Tokens in a KV block.
+    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
+    pub(crate) block_size: usize,
+    /// Candidates that each core returns for a token.
+    #[arg(long, value_name = "K", default_value_t = 64)]
+    pub(crate) candidates: usize,
+    /// Memory of each core for the KV cache (`4GiB`, `800MB`); most of what is left unless given.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) kv_memory: Option<Bytes>,
+    /// The store that is filled.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+    /// Compilers at the same time; one per available CPU core unless given.
+    #[arg(long, value_name = "N")]
+    pub(crate) jobs: Option<usize>,
+    /// The graph compiler.
+    #[arg(long, value_name = "PATH", default_value = "neuronx-cc")]
+    pub(crate) compiler: PathBuf,
+    /// Seconds that one graph may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 4 * 3600)]
+    pub(crate) compile_timeout: u64,
+    /// Write the graphs to DIR/hlo and stop before the compiler.
+    #[arg(long)]
+    pub(crate) hlo_only: bool,
+}
+
+/// Element types that a device computes in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum DeviceDtype {
+    Bf16,
+    F32,
+}
+
+/// How a device may store matrices besides the type it computes in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum DeviceWeightsArg {
+    Int8,
 }
 
 #[derive(Args, Debug)]

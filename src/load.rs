@@ -177,7 +177,7 @@ impl Engine {
 }
 
 /// The local files of `--model`, downloaded where it is a hub id that is not cached.
-fn find(model: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn find(model: &str) -> anyhow::Result<PathBuf> {
     let bar = bytes_bar("downloading");
     let found = millrace_models::hub::resolve(model, &mut |file, done, total| {
         bar.set_message(file.to_owned());

@@ -3,6 +3,7 @@
 
 mod args;
 mod bench;
+mod compile;
 mod doctor;
 mod generate;
 mod load;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Compile(args) => compile::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     match result {

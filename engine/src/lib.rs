@@ -10,6 +10,7 @@ mod engine;
 mod figures;
 mod handle;
 mod live;
+pub mod neuron;
 mod observe;
 mod pool;
 mod request;

@@ -25,4 +25,4 @@ pub use decoder::{StepShape, decoder};
 pub use encoder::{EncoderCheckpoint, EncoderShape, encoder};
 pub use error::ModelError;
 pub use gguf::{Gguf, Value};
-pub use weights::Checkpoint;
+pub use weights::{Checkpoint, read_config};

@@ -25,6 +25,23 @@ pub struct Checkpoint {
     interleaved_rope: bool,
 }
 
+/// The configuration of a checkpoint that need not have weights: a directory with `config.json` alone will do. Whether
+/// the head is tied is then as the file says, or as the family has it.
+///
+/// # Errors
+/// As [`Checkpoint::open`], where there are weights; else where the configuration is malformed or not supported.
+pub fn read_config(path: &Path) -> Result<Config, ModelError> {
+    let file = path.join("config.json");
+    let io = |source| ModelError::Io { path: path.into(), source };
+    let weights =
+        |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "safetensors");
+    if !file.exists() || path.read_dir().map_err(io)?.flatten().any(|entry| weights(&entry)) {
+        return Ok(Checkpoint::open(path)?.config);
+    }
+    let json: Map<String, Value> = json::read(&file, CONFIG_LIMIT)?;
+    hf::read(&file.display().to_string(), &json, &Map::new(), DType::BF16, true)
+}
+
 impl Checkpoint {
     /// Opens a Hugging Face directory (`config.json` and safetensors), a GGUF file, or a directory with one GGUF
     /// file and no `config.json`. Weights are mapped, not read.

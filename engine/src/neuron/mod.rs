@@ -1,0 +1,82 @@
+//! What the Neuron backend knows before there is a device: which graphs it compiles, whether they fit, and where
+//! the compiled ones are kept.
+//!
+//! | module | question |
+//! | --- | --- |
+//! | [`buckets`] | which static shapes to compile, and which of them serves a step |
+//! | [`memory`] | do weights, KV cache and scratch fit a core |
+//! | [`compiler`] | HLO in, program out, by the vendor's compiler; what the store lacks |
+//! | [`store`] | compiled graphs by content, verified whenever they are read |
+//! | [`manifest`] | what is known of one compiled graph |
+
+pub mod buckets;
+pub mod compiler;
+pub mod manifest;
+pub mod memory;
+mod plan;
+mod request;
+pub mod store;
+
+pub use millrace_models::device::Bucket;
+pub use plan::{PlanError, PlanOptions, Planned, plan};
+pub use request::{Request, Spec, SpecError};
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// What the compiler compiles for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// Inferentia2: NeuronCore-v2.
+    Inf2,
+    /// Trainium1: NeuronCore-v2.
+    Trn1,
+    /// Trainium2: NeuronCore-v3, of which two make one logical core.
+    Trn2,
+}
+
+impl Target {
+    /// Every target.
+    pub const ALL: [Target; 3] = [Target::Inf2, Target::Trn1, Target::Trn2];
+
+    /// As the compiler's `--target` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Inf2 => "inf2",
+            Target::Trn1 => "trn1",
+            Target::Trn2 => "trn2",
+        }
+    }
+
+    /// Physical cores that the runtime presents as one, the vendor's default (`--lnc`).
+    pub fn cores_per_logical_core(self) -> u32 {
+        match self {
+            Target::Inf2 | Target::Trn1 => 1,
+            Target::Trn2 => 2,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Target::ALL.into_iter().find(|target| target.name() == text);
+        found.ok_or_else(|| format!("{text:?} is no target: it is inf2, trn1 or trn2"))
+    }
+}
+
+/// `8x1@64`: 8 rows of 1 new token over 64 blocks each; `+adjust` where it takes an adjustment.
+pub fn label(bucket: &Bucket) -> String {
+    let adjust = if bucket.adjust { "+adjust" } else { "" };
+    format!("{}x{}@{}{adjust}", bucket.rows, bucket.width, bucket.blocks)
+}

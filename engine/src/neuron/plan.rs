@@ -1,0 +1,95 @@
+//! From a model and the user's wishes to the graphs to compile. Building and serving hosts plan with the same
+//! function, and so ask the store for the same graphs.
+
+use millrace_models::device::DeviceModel;
+use millrace_models::{Config, ModelError};
+
+use super::buckets::{self, BucketError, Histogram, Limits};
+use super::memory::{self, KvOptions, MemoryError, MemoryPlan};
+use super::{Bucket, Spec, Target};
+
+/// The user's wishes.
+#[derive(Clone, Debug)]
+pub struct PlanOptions {
+    /// What the model is called.
+    pub name: String,
+    /// The device.
+    pub target: Target,
+    /// The layout on the cores; its `block_size` and `kv_blocks` are set by the plan.
+    pub model: DeviceModel,
+    /// What the buckets must cover.
+    pub limits: Limits,
+    /// The KV cache.
+    pub kv: KvOptions,
+    /// Buckets to use instead of planned ones.
+    pub buckets: Option<Vec<Bucket>>,
+    /// What lengths to expect; typical ones unless given.
+    pub histogram: Option<Histogram>,
+}
+
+/// What is to be compiled.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The model as it is compiled.
+    pub spec: Spec,
+    /// Its buckets.
+    pub buckets: Vec<Bucket>,
+    /// Where a core's memory goes.
+    pub memory: MemoryPlan,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The model is not made for this length.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The buckets do not do.
+    #[error(transparent)]
+    Buckets(#[from] BucketError),
+    /// It does not fit.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A limit that makes no sense.
+    #[error("{flag} is {value}: it must lie between 1 and {most}")]
+    Limit {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: usize,
+        /// The most.
+        most: usize,
+    },
+}
+
+/// Plans buckets and memory.
+///
+/// # Errors
+/// Where the model does not fit, or the wishes contradict each other.
+pub fn plan(config: &Config, options: &PlanOptions) -> Result<Planned, PlanError> {
+    let limits = options.limits;
+    for (flag, value, most) in [
+        ("--max-num-seqs", limits.max_num_seqs, 1 << 12),
+        ("--max-num-batched-tokens", limits.max_num_batched_tokens, 1 << 16),
+        ("--block-size", limits.block_size, 1 << 12),
+        ("--max-model-len", limits.max_model_len, config.max_context),
+    ] {
+        if value == 0 || value > most {
+            return Err(PlanError::Limit { flag, value, most });
+        }
+    }
+    let config = config.with_context(limits.max_model_len)?;
+    let mut model = DeviceModel { block_size: limits.block_size, ..options.model.clone() };
+    let buckets = match &options.buckets {
+        Some(buckets) => buckets.clone(),
+        None => match &options.histogram {
+            Some(histogram) => buckets::plan(&limits, histogram),
+            None => buckets::plan(&limits, &Histogram::typical(limits.max_model_len)),
+        },
+    };
+    buckets::check(&buckets, &limits)?;
+    let memory = memory::plan(&config, &model, &buckets, &limits, options.target, options.kv)?;
+    model.kv_blocks = memory.kv_blocks;
+    let spec = Spec { config, model, name: options.name.clone(), target: options.target };
+    Ok(Planned { spec, buckets, memory })
+}

@@ -1,0 +1,188 @@
+//! `millrace compile`: plans a model's graphs for a device, says what they cost, and fills the store. It needs no
+//! device, and with `--hlo-only` neither weights nor a compiler.
+
+mod interrupt;
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use millrace_engine::neuron::buckets::{self, Histogram, Limits, Padding};
+use millrace_engine::neuron::compiler::{CompileOptions, Compiler, Outcome, compile_missing};
+use millrace_engine::neuron::memory::KvOptions;
+use millrace_engine::neuron::store::Store;
+use millrace_engine::neuron::{Bucket, PlanOptions, Planned, Target, label, plan};
+use millrace_graph::DType;
+use millrace_models::device::{DeviceModel, DeviceWeights, TopKForm};
+use millrace_models::{Config, read_config};
+
+use crate::args::{CompileArgs, DeviceDtype};
+use crate::load;
+
+/// Plans, prints, compiles.
+pub(crate) fn run(args: &CompileArgs) -> anyhow::Result<()> {
+    let path = load::find(&args.model)?;
+    let config = read_config(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let histogram = match &args.histogram {
+        None => None,
+        Some(file) => {
+            let text =
+                std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            Some(Histogram::parse(&text).with_context(|| file.display().to_string())?)
+        }
+    };
+    let planned = plan(&config, &options(args, &config, histogram.clone())?)?;
+    print!("{}", planned.memory);
+    let limits = limits(args, &config);
+    let histogram = histogram.unwrap_or_else(|| Histogram::typical(limits.max_model_len));
+    print!("{}", padding_table(&planned.buckets, &limits, &histogram, args.histogram.is_some()));
+    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    match args.hlo_only {
+        true => write_hlo(&planned, &args.output, jobs),
+        false => fill_store(&planned, args, jobs),
+    }
+}
+
+fn limits(args: &CompileArgs, config: &Config) -> Limits {
+    Limits {
+        max_num_seqs: args.max_num_seqs,
+        max_model_len: args.max_model_len.unwrap_or(config.context),
+        max_num_batched_tokens: args.max_num_batched_tokens,
+        block_size: args.block_size,
+    }
+}
+
+fn options(args: &CompileArgs, config: &Config, histogram: Option<Histogram>) -> anyhow::Result<PlanOptions> {
+    let target: Target = args.target.parse().map_err(anyhow::Error::msg).context("--target")?;
+    let model = DeviceModel {
+        ranks: args.tensor_parallel_size,
+        dtype: match args.dtype {
+            DeviceDtype::Bf16 => DType::BF16,
+            DeviceDtype::F32 => DType::F32,
+        },
+        weights: match args.weights {
+            Some(_) => DeviceWeights::Int8,
+            None => DeviceWeights::Float,
+        },
+        candidates: args.candidates,
+        top_k: TopKForm::Hlo,
+        block_size: args.block_size,
+        kv_blocks: 1,
+    };
+    let buckets = match &args.buckets {
+        None => None,
+        Some(text) => Some(buckets::parse(text).context("--buckets")?),
+    };
+    Ok(PlanOptions {
+        name: load::model_name(&args.model),
+        target,
+        model,
+        limits: limits(args, config),
+        kv: KvOptions { bytes: args.kv_memory.map(|size| size.0) },
+        buckets,
+        histogram,
+    })
+}
+
+/// What each set of buckets pads, the chosen one last.
+fn padding_table(buckets: &[Bucket], limits: &Limits, histogram: &Histogram, given: bool) -> String {
+    let prompts = buckets.iter().filter(|bucket| bucket.width > 1).count();
+    let of = if given { "the given lengths" } else { "typical lengths" };
+    let mut out = format!("padding on {of}:\n  {:<38} graphs  prompt padding  prompt cost\n", "");
+    let mut line = |what: &str, padding: Padding, graphs: usize| {
+        let (share, cost) = (100.0 * padding.prompts, padding.prompt_cost);
+        out += &format!("  {what:<38} {graphs:>6}  {share:>13.1}%  {cost:>10.2}x\n");
+    };
+    for (what, k) in [("whole prompts, powers of two", None), ("whole prompts, edges by histogram", Some(6))]
+    {
+        let set = buckets::whole_prompts(limits, histogram, k);
+        line(what, buckets::padding(&set, limits, histogram, false), set.len());
+    }
+    let chosen = buckets::padding(buckets, limits, histogram, true);
+    line("these buckets, prompts cut into runs", chosen, prompts);
+    let decodes = buckets.len() - prompts;
+    out += &format!(
+        "  {decodes} decode graphs; {:.1}% of the context they read is padding\n",
+        100.0 * chosen.contexts
+    );
+    out
+}
+
+fn write_hlo(planned: &Planned, output: &Path, jobs: usize) -> anyhow::Result<()> {
+    let directory = output.join("hlo");
+    std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    let started = Instant::now();
+    let (next, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let work = || -> anyhow::Result<()> {
+        while let Some(bucket) = planned.buckets.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let request = planned.spec.request(bucket).with_context(|| label(bucket))?;
+            let path = directory.join(format!("{}.hlo.pb", label(bucket)));
+            std::fs::write(&path, &request.hlo)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            bytes.fetch_add(request.hlo.len(), Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> =
+            (0..jobs.clamp(1, planned.buckets.len().max(1))).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })?;
+    println!(
+        "{} graphs, {:.1} MiB of HLO, in {:.1} s: {}",
+        planned.buckets.len(),
+        bytes.into_inner() as f64 / f64::from(1 << 20),
+        started.elapsed().as_secs_f64(),
+        directory.display()
+    );
+    Ok(())
+}
+
+fn fill_store(planned: &Planned, args: &CompileArgs, jobs: usize) -> anyhow::Result<()> {
+    let compiler = Compiler::new(&args.compiler)?;
+    let store = Store::new(&args.output);
+    let stale = store.clean()?;
+    if stale > 0 {
+        println!("removed {stale} directories that interrupted compilations had left");
+    }
+    println!("compiler: {}", compiler.version());
+    let interrupted = interrupt::watch()?;
+    let bar = match std::io::stderr().is_terminal() {
+        true => ProgressBar::new(planned.buckets.len() as u64),
+        false => ProgressBar::hidden(),
+    };
+    let style =
+        ProgressStyle::with_template("compiling {bar:40} {pos}/{len}, {elapsed} so far, about {eta} to go");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(Duration::from_millis(500));
+    let found = AtomicUsize::new(0);
+    let on = |bucket: &Bucket, outcome: Outcome| {
+        match outcome {
+            Outcome::Found => drop(found.fetch_add(1, Ordering::Relaxed)),
+            Outcome::Compiled(seconds) => {
+                bar.suspend(|| println!("{:<24} {seconds:>8.1} s", label(bucket)));
+            }
+        }
+        bar.inc(1);
+    };
+    let options = CompileOptions {
+        jobs,
+        timeout: Duration::from_secs(args.compile_timeout),
+        interrupted: &|| interrupted.load(Ordering::Relaxed),
+    };
+    let done = compile_missing(&planned.spec, &planned.buckets, &store, Some(&compiler), &options, &on);
+    bar.finish_and_clear();
+    if interrupted.load(Ordering::Relaxed) {
+        bail!("interrupted; what was compiled is kept, and the same command goes on from there");
+    }
+    done?;
+    let (all, found) = (planned.buckets.len(), found.into_inner());
+    println!("{all} graphs in {}, {found} of them were there before", args.output.display());
+    Ok(())
+}
