@@ -169,7 +169,9 @@ fn in_another_process() {
 fn another_process(bench: &Bench, script: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this test"));
     command.args(["--exact", "compilers::in_another_process", "--ignored"]);
-    command.env("MILLRACE_TEST_DIRECTORY", bench.directory.path()).env("MILLRACE_TEST_SCRIPT", script);
+    // Relative paths, which must mean the same to a compiler that is started elsewhere.
+    command.current_dir(bench.directory.path()).env("MILLRACE_TEST_DIRECTORY", ".");
+    command.env("MILLRACE_TEST_SCRIPT", script.file_name().expect("a file"));
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
