@@ -65,6 +65,25 @@ pub(crate) struct ModelArgs {
     /// What computes.
     #[arg(long, value_enum, default_value_t = Backend::Auto)]
     pub(crate) backend: Backend,
+    /// Neuron: the store of compiled graphs, filled by `millrace compile`. What it lacks is compiled where there is a
+    /// compiler, so give the same sizes to both commands.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) neuron_store: Option<PathBuf>,
+    /// Neuron: the runtime library; looked for where it is installed unless given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) neuron_library: Option<PathBuf>,
+    /// Neuron: the device.
+    #[arg(long, value_parser = ["inf2", "trn1", "trn2"])]
+    pub(crate) target: Option<String>,
+    /// Neuron: cores that share the model.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) tensor_parallel_size: usize,
+    /// Neuron: graphs to use instead of planned ones: `ROWSxWIDTH@BLOCKS[+adjust]`, with commas between.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) buckets: Option<String>,
+    /// Neuron: the graph compiler; `neuronx-cc` where it is installed unless given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) compiler: Option<PathBuf>,
     /// CPU threads; one per available core unless given.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,

@@ -2,19 +2,22 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_engine::cpu::{CpuOptions, CpuRunner};
+use millrace_engine::neuron::NeuronFigures;
 use millrace_engine::{Batching, EngineConfig, Handle, Observer, Runner};
 use millrace_graph::DType;
 use millrace_kernels::Precision;
 use millrace_models::Checkpoint;
 use millrace_models::text::{ChatTemplate, GenerationDefaults, TemplateError, Tokenizer};
 
-use crate::args::{Backend, KvDtype, ModelArgs, PrecisionArg, WeightDtype};
+use crate::args::{KvDtype, ModelArgs, PrecisionArg, WeightDtype};
+use crate::neuron;
 
 /// A model that is packed and ready to be run.
 pub(crate) struct Loaded {
@@ -24,6 +27,8 @@ pub(crate) struct Loaded {
     pub(crate) name: String,
     pub(crate) max_model_len: usize,
     pub(crate) threads: usize,
+    /// What the Neuron backend counts, where it is the one.
+    pub(crate) figures: Option<Arc<NeuronFigures>>,
 }
 
 /// How a model reads and writes text.
@@ -46,9 +51,6 @@ pub(crate) struct Engine {
 
 /// Opens and packs the model that the arguments name.
 pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
-    if args.backend == Backend::Neuron {
-        bail!("this version of Millrace has no Neuron backend yet; run with --backend cpu");
-    }
     for (flag, value) in [
         ("--max-num-seqs", args.max_num_seqs),
         ("--max-num-batched-tokens", args.max_num_batched_tokens),
@@ -69,6 +71,13 @@ pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
         }
         Some(tokens) => tokens,
     };
+    if neuron::chosen(args) {
+        let runner = neuron::open(args, &checkpoint, max_model_len)
+            .with_context(|| format!("cannot run {} on NeuronCores", path.display()))?;
+        let figures = Some(runner.figures());
+        let name = model_name(&args.model);
+        return Ok(Loaded { checkpoint, runner: Box::new(runner), name, max_model_len, threads: 1, figures });
+    }
     let threads = match args.threads {
         Some(threads) => threads,
         None => std::thread::available_parallelism().map_or(1, usize::from),
@@ -104,7 +113,8 @@ pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
     })
     .with_context(|| format!("cannot load {}", path.display()))?;
     bar.finish_and_clear();
-    Ok(Loaded { checkpoint, runner: Box::new(runner), name: model_name(&args.model), max_model_len, threads })
+    let name = model_name(&args.model);
+    Ok(Loaded { checkpoint, runner: Box::new(runner), name, max_model_len, threads, figures: None })
 }
 
 impl Loaded {
@@ -159,7 +169,8 @@ impl Loaded {
             "engine starts"
         );
         let (handle, thread) = millrace_engine::start(self.runner, config, observer)?;
-        let (backend, threads) = ("cpu".to_owned(), self.threads);
+        let backend = if self.figures.is_some() { "neuron" } else { "cpu" }.to_owned();
+        let threads = self.threads;
         Ok(Engine { handle, thread, vocab, backend, threads, kv_bytes: kv.bytes })
     }
 }
@@ -205,7 +216,7 @@ fn half_of_free_memory() -> u64 {
     kib.map_or(4 << 30, |kib| kib * 1024 / 2)
 }
 
-fn bytes_bar(what: &'static str) -> ProgressBar {
+pub(crate) fn bytes_bar(what: &'static str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

@@ -7,6 +7,7 @@ mod compile;
 mod doctor;
 mod generate;
 mod load;
+mod neuron;
 mod serve;
 
 use std::io::IsTerminal;

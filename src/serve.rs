@@ -78,7 +78,10 @@ async fn listen(
             if template.is_none() {
                 tracing::warn!("the model has no chat template: /v1/completions only");
             }
-            let metrics = Metrics::new(&name, loaded.max_model_len, loaded.runner.kv());
+            let mut metrics = Metrics::new(&name, loaded.max_model_len, loaded.runner.kv());
+            if let Some(figures) = &loaded.figures {
+                metrics = metrics.with_neuron(&name, figures.clone());
+            }
             let engine = loaded.start(&model, max_queued_requests, false, Box::new(metrics.clone()))?;
             let handle = engine.handle.clone();
             install.install(Model { handle, tokenizer, template, defaults, metrics });
@@ -91,6 +94,14 @@ async fn listen(
             () = async { let _ = signals.await; } => return Ok(None),
         }
     };
+    // An engine that has died is of no use to anybody: the process ends, and its supervisor starts it anew.
+    let (handle, dying) = (engine.handle.clone(), service.clone());
+    tokio::spawn(async move {
+        while handle.is_alive() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        dying.drain();
+    });
     serving.await.context("the server panicked")??;
     Ok(Some(engine))
 }

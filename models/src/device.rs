@@ -164,7 +164,10 @@ pub fn device_decoder(config: &Config, model: &DeviceModel, bucket: &Bucket) -> 
         let padding = decoder.b.broadcast(padding, &ty.shape, &[1])?;
         logits = decoder.b.add(logits, padding)?;
     }
+    // Log-probabilities are of the model, without what was added: so is the sum that makes them.
+    let mut log_sum_exp = None;
     if bucket.adjust {
+        log_sum_exp = Some(topk::top_k(&mut decoder.b, logits, 1)?.log_sum_exp);
         let bias = decoder.b.param("logit_bias", ParamKind::Input, ty)?;
         logits = decoder.b.add(logits, bias)?;
     }
@@ -172,9 +175,10 @@ pub fn device_decoder(config: &Config, model: &DeviceModel, bucket: &Bucket) -> 
     let best = match model.top_k {
         TopKForm::Hlo => topk::top_k(&mut decoder.b, logits, k)?,
     };
+    let log_sum_exp = log_sum_exp.unwrap_or(best.log_sum_exp);
     decoder.b.output("values", best.values, None)?;
     decoder.b.output("indices", best.indices, None)?;
-    decoder.b.output("log_sum_exp", best.log_sum_exp, None)?;
+    decoder.b.output("log_sum_exp", log_sum_exp, None)?;
     decoder.finish()
 }
 

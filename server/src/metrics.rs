@@ -1,9 +1,12 @@
 //! Prometheus metrics under vLLM's names, with vLLM's meaning of each count, so that dashboards and gateways made for it
 //! need no change.
 
+mod neuron;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use millrace_engine::neuron::NeuronFigures;
 use millrace_engine::{KvSpec, Observer, RequestStats, StepStats};
 use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::metrics::counter::Counter;
@@ -36,6 +39,7 @@ const ITERATION: [f64; 15] =
 pub struct Metrics(Arc<Inner>);
 
 struct Inner {
+    neuron: Option<Arc<NeuronFigures>>,
     registry: Registry,
     running: Gauge,
     waiting: Gauge,
@@ -98,6 +102,7 @@ impl Metrics {
         cache.get_or_create(&cache_labels).set(1);
 
         let inner = Inner {
+            neuron: None,
             running: gauge(r, "vllm:num_requests_running", "Sequences in the batch"),
             waiting: gauge(r, "vllm:num_requests_waiting", "Sequences in the queue"),
             kv_usage: add(r, "vllm:kv_cache_usage_perc", "KV blocks in use; 1 is all", FloatGauge::default()),
@@ -175,6 +180,22 @@ impl Metrics {
             registry: root,
         };
         Metrics(Arc::new(inner))
+    }
+
+    /// The same with what the Neuron backend counts. Before anybody shares them: else they stay as they are.
+    pub fn with_neuron(mut self, model_name: &str, figures: Arc<NeuronFigures>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            let labels = [("model_name".into(), model_name.to_owned().into()), ("engine".into(), "0".into())];
+            let registry = inner.registry.sub_registry_with_labels(labels.into_iter());
+            registry.register_collector(Box::new(neuron::Collected(figures.clone())));
+            inner.neuron = Some(figures);
+        }
+        self
+    }
+
+    /// What the Neuron backend counts, where it is the one that runs.
+    pub(crate) fn neuron(&self) -> Option<&NeuronFigures> {
+        self.0.neuron.as_deref()
     }
 
     /// A sequence has ended. The server counts these and not the engine's observer: the engine knows no text, so a

@@ -160,7 +160,13 @@ async fn answer(
             service.ready()?;
             Ok(whole(StatusCode::OK, "text/plain", ""))
         }
-        Route::Version => Ok(json_response(StatusCode::OK, &json!({ "version": service.config.version }))),
+        Route::Version => {
+            let mut body = json!({ "version": service.config.version });
+            if let Some(neuron) = service.loaded().ok().and_then(|model| model.metrics.neuron()) {
+                body["neuron"] = json!({ "library": neuron.library, "ranks": neuron.ranks });
+            }
+            Ok(json_response(StatusCode::OK, &body))
+        }
         Route::Metrics => Ok(metrics(service, headers)),
     }
 }

@@ -8,18 +8,40 @@
 //! | [`compiler`] | HLO in, program out, by the vendor's compiler; what the store lacks |
 //! | [`store`] | compiled graphs by content, verified whenever they are read |
 //! | [`manifest`] | what is known of one compiled graph |
+//!
+//! And what runs it: [`Device`] claims cores and puts weights on them, [`NeuronRunner`] turns steps into executions.
+//!
+//! | file | question |
+//! | --- | --- |
+//! | `dispatch.rs` | which executions a step becomes |
+//! | `inputs.rs` | what an execution is given, padding among it |
+//! | `rank.rs` | what is on one core |
+//! | `device.rs` | how it gets there |
+//! | `runner.rs` | all ranks together, as a [`Runner`](crate::Runner) |
+//! | `failure.rs` | what is made of a status of the runtime |
 
 pub mod buckets;
 pub mod compiler;
+mod device;
+mod dispatch;
+mod failure;
+mod figures;
+mod inputs;
 pub mod manifest;
 pub mod memory;
 mod plan;
+mod rank;
 mod request;
+mod runner;
 pub mod store;
 
+pub use device::{Device, NeuronLoadError, kv_block_bytes};
+pub use figures::{NeuronFigures, ProgramFigures};
 pub use millrace_models::device::Bucket;
 pub use plan::{PlanError, PlanOptions, Planned, plan};
+pub use rank::BindError;
 pub use request::{Request, Spec, SpecError};
+pub use runner::{NeuronOptions, NeuronRunner, Provide, load};
 
 use std::fmt;
 use std::str::FromStr;
