@@ -13,6 +13,7 @@ mod auth;
 mod body;
 mod config;
 mod error;
+mod grammar;
 mod http;
 mod json;
 mod metrics;

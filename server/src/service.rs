@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::assistant::Assistant;
 use crate::config::ServerConfig;
 use crate::error::ApiError;
+use crate::grammar::{Compiler, GrammarError};
 use crate::metrics::{HttpMetrics, Metrics};
 
 /// A model that is loaded, warm and running.
@@ -30,6 +31,7 @@ pub(crate) struct Loaded {
     model: Model,
     /// Bytes of the longest token.
     longest_token: usize,
+    grammars: Result<Arc<Compiler>, GrammarError>,
 }
 
 impl std::ops::Deref for Loaded {
@@ -44,7 +46,19 @@ impl Loaded {
     fn new(model: Model) -> Self {
         let ids = 0..u32::try_from(model.tokenizer.vocab_size()).unwrap_or(u32::MAX);
         let longest = ids.map(|id| model.tokenizer.token_bytes(id).len()).max().unwrap_or(0);
-        Loaded { model, longest_token: longest.max(1) }
+        let grammars = Compiler::new(&model.tokenizer, &model.defaults.eos_token_ids);
+        if let Err(error) = &grammars {
+            tracing::warn!(%error, "requests for output of a certain form will be refused");
+        }
+        Loaded { model, longest_token: longest.max(1), grammars }
+    }
+
+    /// What compiles grammars for this model.
+    ///
+    /// # Errors
+    /// Where its output cannot be constrained.
+    pub(crate) fn grammars(&self) -> Result<&Arc<Compiler>, GrammarError> {
+        self.grammars.as_ref().map_err(Clone::clone)
     }
 
     /// Refuses a text that must be too long however well it tokenises: megabytes are not worth the time.

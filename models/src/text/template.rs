@@ -196,6 +196,11 @@ impl ChatTemplate {
         Ok(Self { environment: Arc::new(environment), source: source.into(), place: place.into(), special })
     }
 
+    /// The template's own text: what it mentions tells what it can write.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The prompt as text. A list of text parts as a message's content is joined by line breaks, and a tool call's
     /// arguments are parsed, since templates expect the one as a string and the others as an object.
     ///

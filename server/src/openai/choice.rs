@@ -37,6 +37,8 @@ pub(crate) enum Finish {
     /// At one of the request's strings.
     Text(String),
     Length,
+    /// At the end of calls, which the client is to make.
+    ToolCalls,
     /// The server could not wait.
     Abort,
 }
@@ -47,6 +49,7 @@ impl Finish {
         match self {
             Finish::Eos | Finish::Token(_) | Finish::Text(_) => "stop",
             Finish::Length => "length",
+            Finish::ToolCalls => "tool_calls",
             Finish::Abort => "abort",
         }
     }

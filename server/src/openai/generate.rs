@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use millrace_engine::Request;
+use millrace_engine::{Constraint, Request};
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 
 use super::choice::{Choice, Choices, Delta, Finish};
 use super::parse::{self, Api, Generation};
-use super::render::{Answer, Echo, Usage, echoed};
+use super::render::{Answer, Call, Echo, Usage, echoed};
+use super::tools::{Piece, Reader};
 use crate::auth::Tenant;
 use crate::body::{EventSink, Received, Response, events, json_response};
 use crate::error::ApiError;
@@ -50,11 +51,18 @@ async fn generate(
     let work = move || parse::generation(api, &bytes, &shared, &reader);
     let generation = service.compute(body.bytes.len(), work).await?;
     drop(body);
+    let constraint = match &generation.form {
+        Some(form) => {
+            let compiler = model.grammars().map_err(|error| form.refused(&error))?.clone();
+            Some(compiler.compile(form.grammar.clone()).await.map_err(|error| form.refused(&error))?)
+        }
+        None => None,
+    };
     let running = service.admit()?;
-    let request = submit(api, service, model, generation, caller)?;
+    let request = submit(api, service, model, generation, constraint, caller)?;
     if request.generation.stream.is_some() {
         let keep_alive = service.config.limits.keep_alive;
-        Ok(events(move |sink| Stream { request, sink, keep_alive }.run(running)))
+        Ok(events(move |sink| Stream::new(request, sink, keep_alive).run(running)))
     } else {
         collect(request, running).await
     }
@@ -77,6 +85,7 @@ fn submit(
     service: &Service,
     model: Arc<Loaded>,
     generation: Generation,
+    constraint: Option<Box<dyn Constraint>>,
     caller: Caller,
 ) -> Result<Submitted, ApiError> {
     let salt = caller.tenant.salt(generation.cache_salt.clone());
@@ -92,7 +101,7 @@ fn submit(
             n: generation.n,
             priority: generation.priority,
             cache_salt: salt.clone(),
-            constraint: None,
+            constraint: constraint.clone(),
         };
         let channels = model.handle.submit(request)?;
         let rules = &generation.rules;
@@ -182,7 +191,14 @@ async fn collect(mut request: Submitted, mut running: Running) -> Result<Respons
         let number = request.prompt(index);
         let prompt = &request.generation.prompts[number];
         let echo = echoes[number].as_ref().map(|text| echo(&request, text, number, true));
-        answer.choice(index, delta, prompt, echo.as_ref())
+        let mut choice = answer.choice(index, delta, prompt, echo.as_ref());
+        if let Some(tools) = &request.generation.tools {
+            let mut reader = tools.reader();
+            let mut pieces = reader.push(&delta.text);
+            pieces.extend(reader.finish());
+            answer.add_calls(&mut choice, index, &pieces, called(delta, &reader).as_ref());
+        }
+        choice
     };
     let choices: Vec<Value> = deltas.iter().enumerate().map(choice).collect();
     let mut whole = answer.whole(choices, request.usage());
@@ -195,6 +211,12 @@ async fn collect(mut request: Submitted, mut running: Running) -> Result<Respons
         }
     }
     Ok(json_response(StatusCode::OK, &whole))
+}
+
+/// The delta's end, where it comes after calls.
+fn called(delta: &Delta, reader: &Reader) -> Option<Finish> {
+    let ended = matches!(delta.finish, Some(Finish::Eos | Finish::Token(_) | Finish::Text(_)));
+    (ended && reader.calls > 0).then_some(Finish::ToolCalls)
 }
 
 fn echo<'a>(request: &'a Submitted, text: &'a str, prompt: usize, first: bool) -> Echo<'a> {
@@ -211,9 +233,17 @@ struct Stream {
     request: Submitted,
     sink: EventSink,
     keep_alive: std::time::Duration,
+    /// One for each choice, where calls are looked for.
+    readers: Vec<Reader>,
 }
 
 impl Stream {
+    fn new(request: Submitted, sink: EventSink, keep_alive: std::time::Duration) -> Self {
+        let tools = request.generation.tools.iter();
+        let readers = tools.flat_map(|tools| request.choices.list().iter().map(|_| tools.reader())).collect();
+        Stream { request, sink, keep_alive, readers }
+    }
+
     /// To the end, or to the error that takes its place: a stream that merely ended would pass for a complete one.
     async fn run(mut self, running: Running) {
         match self.pieces(running).await {
@@ -265,7 +295,33 @@ impl Stream {
         }
     }
 
+    /// The calls that a delta brings, and the delta without them.
+    fn calls(&mut self, index: usize, delta: &Delta) -> (Vec<Call>, Option<Delta>) {
+        let Some(reader) = self.readers.get_mut(index) else { return (Vec::new(), None) };
+        let before = reader.calls;
+        let mut pieces = reader.push(&delta.text);
+        if delta.finish.is_some() {
+            pieces.extend(reader.finish());
+        }
+        let mut rest = Delta { text: String::new(), ..delta.clone() };
+        let (mut calls, mut number) = (Vec::new(), before);
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => rest.text.push_str(&text),
+                Piece::Call(name) => {
+                    calls.push(Call::begin(&self.request.id, index, number, name));
+                    number += 1;
+                }
+                Piece::Arguments(text) => calls.push(Call::more(number - 1, text)),
+            }
+        }
+        rest.finish = called(delta, reader).or(rest.finish);
+        (calls, Some(rest))
+    }
+
     fn piece(&mut self, index: usize, delta: &Delta, echoed: Option<&str>) {
+        let (calls, rest) = self.calls(index, delta);
+        let delta = rest.as_ref().unwrap_or(delta);
         let Submitted { api, generation, .. } = &self.request;
         let answer = self.request.answer();
         let number = self.request.prompt(index);
@@ -282,6 +338,7 @@ impl Stream {
                 if !delta.text.is_empty() || (shows_tokens && !delta.token_ids.is_empty()) {
                     chunks.push(answer.chunk(vec![answer.piece(index, delta, None)]));
                 }
+                chunks.extend(calls.iter().map(|call| answer.chunk(vec![answer.call(index, call)])));
                 if delta.finish.is_some() {
                     chunks.push(answer.chunk(vec![answer.finish(index, delta)]));
                 }

@@ -7,7 +7,9 @@ mod models;
 mod parse;
 mod prompt;
 mod render;
+mod structured;
 mod tokenize;
+mod tools;
 
 pub(crate) use choice::{Choice, Choices, Rules};
 pub(crate) use generate::{Caller, chat, completion};

@@ -11,6 +11,8 @@ use serde_json::{Map, Value, json};
 use super::choice::Rules;
 use super::models;
 use super::prompt::{self, Prompt};
+use super::structured::{self, Wanted};
+use super::tools::Tools;
 use crate::config::Limits;
 use crate::error::ApiError;
 use crate::json::{Field, Fields, describe, shorten, wrong};
@@ -37,6 +39,9 @@ pub(crate) struct Generation {
     pub(crate) rules: Arc<Rules>,
     pub(crate) stream: Option<StreamOptions>,
     pub(crate) show: Show,
+    /// What the answer must look like.
+    pub(super) form: Option<Wanted>,
+    pub(super) tools: Option<Tools>,
     max_tokens: Option<u32>,
     api: Api,
 }
@@ -109,13 +114,15 @@ pub(crate) fn generation(
     if let Some(name) = &name {
         models::check(service, name)?;
     }
-    refuse_unsupported(f)?;
+    refuse_unsupported(f, api)?;
+    let form = structured::wanted(f)?;
+    let tools = Tools::of(f, model)?;
     let stream = stream(f)?;
     let echo = api == Api::Completion && f.or("echo", false)?;
     let (max_tokens, prompt_only) = max_tokens(f, echo)?;
     let (logprobs, prompt_logprobs, show) = logprobs(f, api, echo, stream.is_some(), limits)?;
     let n = choices(f)?;
-    let (mut params, rules) = sampling(f, model, limits, prompt_only)?;
+    let (mut params, mut rules) = sampling(f, model, limits, prompt_only)?;
     params.logprobs = logprobs;
     params.prompt_logprobs = prompt_logprobs;
     let priority = f.or("priority", 0)?;
@@ -130,11 +137,10 @@ pub(crate) fn generation(
     // Read by others, or only hints: of the right type is enough.
     f.get::<String>("user")?;
     f.get::<Map<String, Value>>("metadata")?;
-    f.get::<bool>("parallel_tool_calls")?;
     let cut = truncation(f)?;
 
     let mut prompts = match api {
-        Api::Chat => vec![prompt::conversation(f, model)?],
+        Api::Chat => vec![prompt::conversation(f, model, tools.as_ref())?],
         Api::Completion => prompt::prompts(f, model, limits.choices)?,
     };
     if prompts.len() * n as usize > limits.choices {
@@ -148,6 +154,14 @@ pub(crate) fn generation(
     for unknown in f.rest() {
         tracing::debug!(field = shorten(unknown), "unknown field ignored");
     }
+    let form = match &tools {
+        Some(tools) => {
+            // Calls are found by their marks.
+            rules.skip_special_tokens &= !tools.needs_special(model);
+            tools.grammar(form)?
+        }
+        None => form,
+    };
     let rules = Arc::new(rules);
     Ok(Generation {
         model: name,
@@ -160,6 +174,8 @@ pub(crate) fn generation(
         rules,
         stream,
         show,
+        form,
+        tools,
         max_tokens,
         api,
     })
@@ -167,15 +183,13 @@ pub(crate) fn generation(
 
 /// Fields of OpenAI's or vLLM's API that would change the answer and are not implemented, with the values that ask for
 /// nothing.
-fn refuse_unsupported(f: &mut Fields) -> Result<(), ApiError> {
-    f.refuse("tools", &[json!([])]).or_else(|error| {
-        // With "none" the tools are not to be used, and templates would only describe them.
-        if f.value("tool_choice") == Some(json!("none")) { Ok(()) } else { Err(error) }
-    })?;
-    f.refuse("tool_choice", &[json!("none"), json!("auto")])?;
+fn refuse_unsupported(f: &mut Fields, api: Api) -> Result<(), ApiError> {
+    if api == Api::Completion {
+        f.refuse("tools", &[json!([])])?;
+        f.refuse("tool_choice", &[json!("none"), json!("auto")])?;
+    }
     f.refuse("functions", &[json!([])])?;
     f.refuse("function_call", &[json!("none"), json!("auto")])?;
-    f.refuse("response_format", &[json!({ "type": "text" })])?;
     f.refuse("suffix", &[json!("")])?;
     f.refuse("modalities", &[json!(["text"])])?;
     f.refuse("service_tier", &[json!("auto"), json!("default")])?;
@@ -191,12 +205,9 @@ fn refuse_unsupported(f: &mut Fields) -> Result<(), ApiError> {
         "audio",
         "prediction",
         "web_search_options",
-        "structured_outputs",
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
         "structural_tag",
+        "guided_decoding_backend",
+        "guided_whitespace_pattern",
         "prompt_embeds",
         "mm_processor_kwargs",
         "kv_transfer_params",

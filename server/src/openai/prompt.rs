@@ -3,6 +3,7 @@
 use millrace_models::text::{RenderOptions, TemplateError, TextError};
 use serde_json::{Map, Value, json};
 
+use super::tools::Tools;
 use crate::error::ApiError;
 use crate::json::{Field, Fields, describe, shorten, wrong};
 use crate::service::Loaded;
@@ -83,7 +84,11 @@ fn text_error(path: &str, error: &TextError) -> ApiError {
 ///
 /// # Errors
 /// 400.
-pub(crate) fn conversation(fields: &mut Fields, model: &Loaded) -> Result<Prompt, ApiError> {
+pub(super) fn conversation(
+    fields: &mut Fields,
+    model: &Loaded,
+    tools: Option<&Tools>,
+) -> Result<Prompt, ApiError> {
     let messages = match fields.value("messages") {
         None => return Err(ApiError::field("messages", "messages: missing")),
         Some(Value::Array(list)) if list.is_empty() => {
@@ -97,12 +102,15 @@ pub(crate) fn conversation(fields: &mut Fields, model: &Loaded) -> Result<Prompt
             ));
         }
     };
-    let messages: Vec<Value> = messages
+    let mut messages: Vec<Value> = messages
         .into_iter()
         .enumerate()
         .map(|(i, m)| message(&format!("messages[{i}]"), m))
         .collect::<Result<_, _>>()?;
 
+    if let Some(tools) = tools {
+        tools.describe(&mut messages);
+    }
     let bytes = messages.iter().filter_map(|m| m["content"].as_str()).map(str::len).sum();
     model.check_length(bytes, "messages")?;
 
@@ -121,6 +129,7 @@ pub(crate) fn conversation(fields: &mut Fields, model: &Loaded) -> Result<Prompt
     let options = RenderOptions {
         add_generation_prompt,
         continue_final_message,
+        tools: tools.and_then(Tools::for_template),
         kwargs: kwargs(fields)?,
         ..RenderOptions::default()
     };
@@ -250,14 +259,32 @@ fn text_of_parts(path: &str, parts: Vec<Value>) -> Result<String, ApiError> {
     Ok(texts.join("\n"))
 }
 
-/// Calls in the history of a conversation, for the template to write.
+/// Calls in the history of a conversation, for the template to write: what it takes for granted of them.
 fn tool_calls(path: &str, calls: Value) -> Result<Vec<Value>, ApiError> {
     let path = format!("{path}.tool_calls");
-    match calls {
-        Value::Array(calls) if calls.iter().all(Value::is_object) => Ok(calls),
-        other => Err(ApiError::field(
-            &path,
-            format!("{path}: expected a list of objects, got {}", describe(&other)),
-        )),
+    let Value::Array(calls) = calls else {
+        let message = format!("{path}: expected a list of objects, got {}", describe(&calls));
+        return Err(ApiError::field(path, message));
+    };
+    let missing = |field: &str| ApiError::field(field, format!("{field}: missing"));
+    for (index, call) in calls.iter().enumerate() {
+        let mut call = Fields::at(&format!("{path}[{index}]"), call.clone())?;
+        let field = call.name("function");
+        let function = call.value("function").ok_or_else(|| missing(&field))?;
+        let mut function = Fields::at(&field, function)?;
+        let field = function.name("name");
+        function.get::<String>("name")?.ok_or_else(|| missing(&field))?;
+        let field = function.name("arguments");
+        let object = match function.value("arguments") {
+            None | Some(Value::Object(_)) => true,
+            Some(Value::String(text)) => {
+                text.is_empty() || crate::json::parse(text.as_bytes()).is_ok_and(|value| value.is_object())
+            }
+            Some(_) => false,
+        };
+        if !object {
+            return Err(ApiError::field(&field, format!("{field}: expected a JSON object as a string")));
+        }
     }
+    Ok(calls)
 }

@@ -1,12 +1,17 @@
 //! The shapes of answers, as OpenAI and vLLM have them.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use millrace_engine::{Logprob, TokenLogprobs};
 use millrace_models::text::Tokenizer;
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
-use super::choice::{Delta, Scored};
+use super::choice::{Delta, Finish, Scored};
 use super::parse::{Api, Show};
 use super::prompt::Prompt;
+use super::tools::Piece;
 
 /// What all chunks of an answer have in common.
 pub(crate) struct Answer<'a> {
@@ -48,6 +53,32 @@ pub(crate) fn echoed(
     show.echo.then(|| prompt.text.clone().unwrap_or_else(|| tokenizer.decode(&prompt.ids, skip_special)))
 }
 
+/// A piece of a call in a stream: its beginning, or more of its arguments.
+pub(crate) struct Call(Value);
+
+impl Call {
+    pub(crate) fn begin(answer: &str, choice: usize, number: usize, name: String) -> Call {
+        let mut call = whole_call(answer, choice, number, name);
+        call["index"] = number.into();
+        Call(call)
+    }
+
+    pub(crate) fn more(number: usize, arguments: String) -> Call {
+        Call(json!({ "index": number, "function": { "arguments": arguments } }))
+    }
+}
+
+/// A call without arguments. Its id is not to appear twice in a conversation, so it goes back to a counter as well.
+fn whole_call(answer: &str, choice: usize, number: usize, name: String) -> Value {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let count = CALLS.fetch_add(1, Ordering::Relaxed);
+    let digest = Sha256::digest(format!("{answer} {choice} {number} {now} {count}"));
+    let id: String = digest.iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+    let function = json!({ "name": name, "arguments": "" });
+    json!({ "id": format!("call_{id}"), "type": "function", "function": function })
+}
+
 impl Answer<'_> {
     fn object(&self, chunk: bool) -> &'static str {
         match (self.api, chunk) {
@@ -84,6 +115,44 @@ impl Answer<'_> {
     pub(crate) fn role(&self, index: usize) -> Value {
         let delta = json!({ "role": "assistant", "content": "" });
         json!({ "index": index, "delta": delta, "logprobs": null, "finish_reason": null })
+    }
+
+    /// A piece of a call.
+    pub(crate) fn call(&self, index: usize, call: &Call) -> Value {
+        json!({ "index": index, "delta": { "tool_calls": [call.0] }, "logprobs": null, "finish_reason": null })
+    }
+
+    /// Puts the calls that were found in a choice's text in its place.
+    pub(crate) fn add_calls(
+        &self,
+        choice: &mut Value,
+        index: usize,
+        pieces: &[Piece],
+        finish: Option<&Finish>,
+    ) {
+        let (mut text, mut calls) = (String::new(), Vec::new());
+        for piece in pieces {
+            match piece {
+                Piece::Text(more) => text.push_str(more),
+                Piece::Call(name) => calls.push(whole_call(&self.id, index, calls.len(), name.clone())),
+                Piece::Arguments(more) => {
+                    if let Some(Value::String(arguments)) =
+                        calls.last_mut().map(|call| &mut call["function"]["arguments"])
+                    {
+                        arguments.push_str(more);
+                    }
+                }
+            }
+        }
+        let message = &mut choice["message"];
+        message["content"] = if text.is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
+        if !calls.is_empty() {
+            message["tool_calls"] = calls.into();
+        }
+        if let Some(finish) = finish {
+            choice["finish_reason"] = finish.reason().into();
+            choice["stop_reason"] = finish.stop_reason();
+        }
     }
 
     /// The last chunk of a chat's choice: why it ended, and nothing else.

@@ -33,7 +33,7 @@ pub(crate) async fn tokenize(service: &Arc<Service>, body: Received<'_>) -> Resu
                 fields.put("messages", messages);
                 fields.refuse("prompt", &[])?;
                 fields.refuse("tools", &[json!([])])?;
-                prompt::conversation(&mut fields, model)?.ids
+                prompt::conversation(&mut fields, model, None)?.ids
             }
         };
         let names = strings.then(|| ids.iter().map(|&id| model.tokenizer.token(id)).collect::<Vec<_>>());

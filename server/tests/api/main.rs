@@ -19,5 +19,6 @@ mod json_suite;
 mod metrics;
 mod model;
 mod server;
+mod structured;
 mod tokenize;
 mod validation;

@@ -1,0 +1,131 @@
+//! From a grammar's text to a constraint, within limits.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use llguidance::api::ParserLimits;
+use llguidance::{Matcher, ParserFactory};
+use millrace_engine::{Constraint, TokenId};
+use millrace_models::text::Tokenizer;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use super::cache::Cache;
+use super::constraint::Guided;
+use super::{Grammar, GrammarError, vocabulary};
+
+/// From the question to the answer, waiting included.
+const DEADLINE: Duration = Duration::from_millis(400);
+
+/// Grammars that are compiled at a time; one that has missed its deadline still counts until its fuel is out.
+const THREADS: usize = 2;
+
+/// Bytes of stack of a compiling thread: the compiler recurses along the grammar, whose text is bounded. What is not
+/// used costs nothing.
+const STACK: usize = 512 << 20;
+
+/// Work and memory of one grammar. A unit of lexer fuel is some 50 ns, an Earley item as much, and a lexer state some
+/// two kilobytes; so a token costs the other sequences of a batch a few milliseconds at the very most.
+const LIMITS: ParserLimits = ParserLimits {
+    max_items_in_row: 2_000,
+    initial_lexer_fuel: 1_000_000,
+    step_lexer_fuel: 100_000,
+    step_max_items: 50_000,
+    max_lexer_states: 20_000,
+    max_grammar_size: 200_000,
+    precompute_large_lexemes: true,
+    verbose_errors: false,
+};
+
+/// Compiles grammars for one model.
+pub(crate) struct Compiler {
+    factory: ParserFactory,
+    cache: Mutex<Cache>,
+    threads: Arc<Semaphore>,
+}
+
+impl Compiler {
+    /// For the tokens of a model, of which `eos` end a sequence.
+    ///
+    /// # Errors
+    /// [`GrammarError::NoEnd`] where none does, and [`GrammarError::Invalid`] where the vocabulary is unusable.
+    pub(crate) fn new(tokenizer: &Tokenizer, eos: &[TokenId]) -> Result<Arc<Self>, GrammarError> {
+        let invalid =
+            |_| GrammarError::Invalid("the model's vocabulary cannot be put into a trie".to_owned());
+        // The trie asserts what it expects of a vocabulary.
+        let build = || vocabulary::environment(tokenizer, eos).map(|env| ParserFactory::new_simple(&env));
+        let factory = catch_unwind(AssertUnwindSafe(build)).map_err(invalid)?.ok_or(GrammarError::NoEnd)?;
+        let mut factory = factory.map_err(|error| GrammarError::Invalid(shorten(&error.to_string())))?;
+        factory.quiet();
+        *factory.limits_mut() = LIMITS;
+        Ok(Arc::new(Compiler {
+            factory,
+            cache: Mutex::default(),
+            threads: Arc::new(Semaphore::new(THREADS)),
+        }))
+    }
+
+    /// A constraint at the grammar's start, at once if it was compiled before.
+    ///
+    /// # Errors
+    /// See [`GrammarError`]; after half a second at the latest.
+    pub(crate) async fn compile(
+        self: &Arc<Self>,
+        grammar: Grammar,
+    ) -> Result<Box<dyn Constraint>, GrammarError> {
+        if let Some(matcher) = self.cache().get(&grammar) {
+            return Ok(Box::new(Guided(matcher)));
+        }
+        let end = Instant::now() + DEADLINE;
+        let permit = timeout_at(end, self.threads.clone().acquire_owned()).await;
+        let permit = permit.map_err(|_| GrammarError::Busy)?.map_err(|_| GrammarError::Busy)?;
+        let (answer, answered) = oneshot::channel();
+        let compiler = self.clone();
+        let work = move || {
+            let built = catch_unwind(AssertUnwindSafe(|| compiler.build(grammar)));
+            drop(permit);
+            let failed = |_| Err(GrammarError::Invalid("the compiler failed on it".to_owned()));
+            // Whoever asked may have given up.
+            let _ = answer.send(built.unwrap_or_else(failed));
+        };
+        let thread = thread::Builder::new().name("grammar".to_owned()).stack_size(STACK).spawn(work);
+        thread.map_err(|_| GrammarError::Busy)?;
+        match timeout_at(end, answered).await {
+            Ok(Ok(matcher)) => Ok(Box::new(Guided(matcher?))),
+            Ok(Err(_)) => Err(GrammarError::Invalid("the compiler failed on it".to_owned())),
+            Err(_) => Err(GrammarError::Deadline(DEADLINE.as_millis())),
+        }
+    }
+
+    fn build(&self, grammar: Grammar) -> Result<Matcher, GrammarError> {
+        let invalid = |message: &str| GrammarError::Invalid(shorten(message));
+        let parser = self.factory.create_parser(grammar.parse()?);
+        let mut matcher = Matcher::new(parser);
+        // What cannot even begin is a wrong grammar; and the first set is the same for every request.
+        matcher.compute_mask_or_eos().map_err(|error| invalid(&error.to_string()))?;
+        let own = matcher.deep_clone();
+        self.cache().insert(grammar, matcher);
+        Ok(own)
+    }
+
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn cached(&self) -> (usize, usize) {
+        self.cache().size()
+    }
+}
+
+/// The part of a library's message that a client can use.
+pub(super) fn shorten(message: &str) -> String {
+    const MAX: usize = 300;
+    let line = message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("refused");
+    match line.char_indices().nth(MAX) {
+        None => line.to_owned(),
+        Some((end, _)) => format!("{}…", &line[..end]),
+    }
+}
