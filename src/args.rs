@@ -20,6 +20,10 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Answer one prompt on the terminal.
     Generate(Box<GenerateArgs>),
+    /// Build or update an index of products, reviews and answers.
+    Index(Box<crate::index::IndexArgs>),
+    /// Ask an index.
+    Search(Box<crate::index::SearchArgs>),
     /// Run a workload in process and print throughput and latencies.
     Bench(Box<BenchArgs>),
     /// Compile a model's graphs for a device, ahead of serving; needs no device.

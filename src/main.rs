@@ -6,6 +6,7 @@ mod bench;
 mod compile;
 mod doctor;
 mod generate;
+mod index;
 mod load;
 mod neuron;
 mod serve;
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Index(args) => index::build(args),
+        Command::Search(args) => index::search(args),
         Command::Bench(args) => bench::run(args),
         Command::Compile(args) => compile::run(args),
         Command::Doctor(args) => doctor::run(args),

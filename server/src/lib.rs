@@ -12,6 +12,7 @@ pub mod assistant;
 mod auth;
 mod body;
 mod config;
+mod embed;
 mod error;
 mod grammar;
 mod http;
@@ -23,6 +24,7 @@ mod service;
 
 pub use auth::ApiKey;
 pub use config::{BindRefused, Limits, ServerConfig, check_bind};
+pub use embed::{Embed, EmbedError, EmbedLoadError, TextEncoder};
 pub use http::serve;
 pub use metrics::Metrics;
 pub use service::{Model, Service};

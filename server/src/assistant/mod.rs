@@ -1,7 +1,7 @@
 //! The shopping assistant: answers a shopper from a catalog, reviews, questions and answers, and policies.
 //!
 //! [`source`] holds what a catalog consists of and the [`Retrieve`] trait through which everything else
-//! reads it. [`compose`] makes an answer of the model's text and the stores' data: [`directive`] reads the text,
+//! reads it; [`index`] builds a catalog's index, [`retrieve`] answers from it. [`compose`] makes an answer of the model's text and the stores' data: [`directive`] reads the text,
 //! [`hydrate`] asks the stores, [`cards`] puts together what they say, and [`stream`] writes the [`event`]s for clients.
 //! `assist` is the whole of it over HTTP.
 
@@ -12,7 +12,9 @@ pub mod connector;
 pub mod directive;
 pub mod event;
 pub mod hydrate;
+pub mod index;
 pub mod prompt;
+pub mod retrieve;
 pub mod session;
 pub mod source;
 pub mod stream;

@@ -231,7 +231,8 @@ pub trait Retrieve: Send + Sync {
     /// The passages that fit best.
     fn retrieve(&self, request: RetrieveRequest) -> RetrieveResult<'_, Retrieval>;
 
-    /// The products that fit best, the best first: as if each were as good as its title and its passages.
+    /// The products that fit best, the best first, by what the catalog says of them. [`Filters::sources`] does not
+    /// matter here.
     fn search_products(&self, request: RetrieveRequest) -> RetrieveResult<'_, Vec<(Arc<Product>, f32)>>;
 
     /// Products by id, in the order asked for; unknown ones are left out.

@@ -1,0 +1,272 @@
+//! [`Retrieve`](super::Retrieve) over an index in this process.
+//!
+//! Two lists are made, of at most [`DEPTH`] each: by words and by meaning. They are fused by reciprocal ranks (Cormack,
+//! Clarke and Büttcher 2009), which needs no common scale of scores; equal ones go by id, so an answer never changes
+//! without a cause.
+
+mod lists;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::index::lexical::{self, Lexical};
+use super::index::{IndexError, passages, store};
+use super::source::{
+    Evidence, Filters, Passage, Product, Retrieval, Retrieve, RetrieveError, RetrieveRequest, RetrieveResult,
+    Source,
+};
+use crate::embed::Embed;
+use lists::{Table, fuse, top};
+
+/// Entries of each list that is fused.
+const DEPTH: usize = 200;
+
+/// Weights of a product's fields: title, brand, description with selling points, categories, attributes.
+const PRODUCT_FIELDS: [f32; 5] = [2.0, 1.0, 1.0, 1.0, 0.3];
+/// Weights of a passage's fields: its title (a question, a headline), its text, the product's title.
+const PASSAGE_FIELDS: [f32; 3] = [1.0, 1.0, 0.3];
+
+/// A version of an index in memory; clones share it.
+#[derive(Clone)]
+pub struct EmbeddedIndex(Arc<Inner>);
+
+struct Inner {
+    version: String,
+    /// By id, as are the passages: a lower number is a lower id.
+    products: Vec<Arc<Product>>,
+    passages: Vec<Arc<Passage>>,
+    /// The product of each passage.
+    owners: Vec<Option<u32>>,
+    /// The passages of each product.
+    owned: Vec<Vec<u32>>,
+    product_words: Lexical,
+    passage_words: Lexical,
+    product_vectors: Table,
+    passage_vectors: Table,
+    encoder: Option<Arc<dyn Embed>>,
+}
+
+impl std::fmt::Debug for EmbeddedIndex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Inner { version, products, passages, .. } = &*self.0;
+        write!(f, "EmbeddedIndex {version} of {} products and {} passages", products.len(), passages.len())
+    }
+}
+
+impl EmbeddedIndex {
+    /// Loads the version in force. Meaning is searched where the index has vectors and `encoder` is the one that made
+    /// them.
+    ///
+    /// # Errors
+    /// Where there is no index, it is of another format or damaged, or its vectors are another encoder's.
+    pub fn open(directory: &Path, encoder: Option<Arc<dyn Embed>>) -> Result<EmbeddedIndex, IndexError> {
+        let contents =
+            store::load(directory)?.ok_or_else(|| IndexError::Missing { path: directory.into() })?;
+        if let (Some(encoder), found) = (&encoder, &contents.encoder)
+            && found.as_ref().map(|found| found.id.as_str()) != Some(encoder.id())
+        {
+            let found = found.as_ref().map_or_else(|| "none".to_owned(), |found| found.id.clone());
+            return Err(IndexError::Encoder { found, wanted: encoder.id().to_owned() });
+        }
+        let vectors = contents.vectors;
+        let products: Vec<Arc<Product>> = contents.products.into_values().map(Arc::new).collect();
+        let mut all: BTreeMap<String, Passage> = contents.passages;
+        for product in &products {
+            all.extend(
+                passages::of_product(product).into_iter().map(|passage| (passage.id.clone(), passage)),
+            );
+        }
+        let number: FxHashMap<&str, u32> =
+            products.iter().enumerate().map(|(i, product)| (product.id.as_str(), i as u32)).collect();
+
+        let mut product_words = lexical::Builder::new(&PRODUCT_FIELDS);
+        let mut product_vectors = Table::new(vectors.dim);
+        for product in &products {
+            let prose: Vec<&str> =
+                product.description.iter().chain(&product.bullets).map(String::as_str).collect();
+            let attributes: Vec<&str> = product.attributes.values().map(String::as_str).collect();
+            product_words.add(&[
+                &product.title,
+                product.brand.as_deref().unwrap_or_default(),
+                &prose.join(" "),
+                &product.categories.join(" "),
+                &attributes.join(" "),
+            ]);
+            product_vectors.push(&passages::product_text(product), &vectors);
+        }
+        let mut passage_words = lexical::Builder::new(&PASSAGE_FIELDS);
+        let mut passage_vectors = Table::new(vectors.dim);
+        let (mut owners, mut owned) = (Vec::new(), vec![Vec::new(); products.len()]);
+        for (i, passage) in all.values().enumerate() {
+            let owner = passage.product.as_deref().and_then(|id| number.get(id).copied());
+            let title = owner.map_or("", |owner| products[owner as usize].title.as_str());
+            passage_words.add(&[passage.title.as_deref().unwrap_or_default(), &passage.text, title]);
+            passage_vectors.push(&passages::embedded_text(passage), &vectors);
+            if let Some(owner) = owner {
+                owned[owner as usize].push(i as u32);
+            }
+            owners.push(owner);
+        }
+        Ok(EmbeddedIndex(Arc::new(Inner {
+            version: contents.version,
+            passages: all.into_values().map(Arc::new).collect(),
+            product_words: product_words.finish(),
+            passage_words: passage_words.finish(),
+            products,
+            owners,
+            owned,
+            product_vectors,
+            passage_vectors,
+            encoder,
+        })))
+    }
+
+    fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, RetrieveError> + Send + 'static,
+    ) -> RetrieveResult<'_, T> {
+        let inner = self.0.clone();
+        Box::pin(async move {
+            let task = tokio::task::spawn_blocking(move || work(&inner)).await;
+            task.unwrap_or_else(|error| Err(RetrieveError::Index(error.to_string())))
+        })
+    }
+}
+
+impl Inner {
+    /// Whether a product passes; `true` for all where nothing restricts products.
+    fn passing(&self, filters: &Filters) -> Option<Vec<bool>> {
+        let Filters { products, categories, sources: _, price_min, price_max, attributes } = filters;
+        let restricts = !products.is_empty()
+            || !categories.is_empty()
+            || price_min.is_some()
+            || price_max.is_some()
+            || !attributes.is_empty();
+        let same = |a: &str, b: &str| a.to_lowercase() == b.to_lowercase();
+        let passes = |product: &Arc<Product>| {
+            let price = product.price_range.as_ref();
+            (products.is_empty() || products.contains(&product.id))
+                && (categories.is_empty()
+                    || categories.iter().any(|wanted| product.categories.iter().any(|c| same(c, wanted))))
+                && price_min.is_none_or(|min| price.is_some_and(|price| price.max.amount >= min))
+                && price_max.is_none_or(|max| price.is_some_and(|price| price.min.amount <= max))
+                && attributes.iter().all(|(name, wanted)| {
+                    let mut held = product.attributes.iter().filter(|(held, _)| same(held, name));
+                    held.any(|(_, value)| same(value, wanted))
+                })
+        };
+        restricts.then(|| self.products.iter().map(passes).collect())
+    }
+
+    /// The passages that may be found, in order; `None` for all.
+    fn allowed(&self, filters: &Filters) -> Option<Vec<u32>> {
+        let source = |passage: &u32| {
+            filters.sources.is_empty() || filters.sources.contains(&self.passages[*passage as usize].source)
+        };
+        match self.passing(filters) {
+            None if filters.sources.is_empty() => None,
+            None => Some((0..self.passages.len() as u32).filter(source).collect()),
+            Some(passing) => {
+                // A policy without a product speaks of all.
+                let general = (0..self.passages.len() as u32).filter(|passage| {
+                    self.owners[*passage as usize].is_none()
+                        && self.passages[*passage as usize].source == Source::Policy
+                        && filters.sources.contains(&Source::Policy)
+                });
+                let of_products = self.owned.iter().zip(passing).filter(|(_, passes)| *passes);
+                let mut allowed: Vec<u32> =
+                    of_products.flat_map(|(passages, _)| passages.iter().copied()).filter(source).collect();
+                allowed.extend(general);
+                allowed.sort_unstable();
+                Some(allowed)
+            }
+        }
+    }
+
+    /// The lists by words and by meaning, fused.
+    fn rank(
+        &self,
+        query: &str,
+        words: &Lexical,
+        vectors: &Table,
+        allowed: Option<&[u32]>,
+        limit: usize,
+    ) -> Result<Vec<(u32, f32)>, RetrieveError> {
+        let scores = words.scores(query);
+        let count = scores.len() as u32;
+        let every = || allowed.map_or_else(|| (0..count).collect(), <[u32]>::to_vec);
+        if query.trim().is_empty() {
+            return Ok(every().into_iter().take(limit).map(|document| (document, 0.0)).collect());
+        }
+        let found = |document: u32| Some(scores[document as usize]).filter(|score| *score > 0.0);
+        let by_words = match allowed {
+            Some(allowed) => top(allowed.iter().copied(), found, DEPTH.max(limit)),
+            None => top(0..count, found, DEPTH.max(limit)),
+        };
+        let mut lists = vec![by_words];
+        if let Some(encoder) = &self.encoder {
+            let embedded =
+                encoder.embed(&[query]).map_err(|error| RetrieveError::Index(error.to_string()))?;
+            if let Some(vector) = embedded.first() {
+                lists.push(vectors.nearest(vector, allowed, DEPTH.max(limit)));
+            }
+        }
+        Ok(fuse(&lists, limit))
+    }
+}
+
+impl Retrieve for EmbeddedIndex {
+    fn retrieve(&self, request: RetrieveRequest) -> RetrieveResult<'_, Retrieval> {
+        self.blocking(move |inner| {
+            let allowed = inner.allowed(&request.filters);
+            let (words, vectors) = (&inner.passage_words, &inner.passage_vectors);
+            let ranked = inner.rank(&request.query, words, vectors, allowed.as_deref(), request.limit)?;
+            let evidence = ranked.into_iter().map(|(passage, score)| Evidence {
+                passage: inner.passages[passage as usize].clone(),
+                score,
+            });
+            Ok(Retrieval { evidence: evidence.collect() })
+        })
+    }
+
+    fn search_products(&self, request: RetrieveRequest) -> RetrieveResult<'_, Vec<(Arc<Product>, f32)>> {
+        self.blocking(move |inner| {
+            let allowed = inner.passing(&request.filters).map(|passing| {
+                let numbers = (0..passing.len() as u32).filter(|number| passing[*number as usize]);
+                numbers.collect::<Vec<u32>>()
+            });
+            let (words, vectors) = (&inner.product_words, &inner.product_vectors);
+            let ranked = inner.rank(&request.query, words, vectors, allowed.as_deref(), request.limit)?;
+            Ok(ranked
+                .into_iter()
+                .map(|(product, score)| (inner.products[product as usize].clone(), score))
+                .collect())
+        })
+    }
+
+    fn products(&self, ids: Vec<String>) -> RetrieveResult<'_, Vec<Arc<Product>>> {
+        let all = &self.0.products;
+        let found = ids.iter().filter_map(|id| {
+            let at = all.binary_search_by(|product| product.id.as_str().cmp(id)).ok()?;
+            Some(all[at].clone())
+        });
+        let found = found.collect();
+        Box::pin(async move { Ok(found) })
+    }
+
+    fn passages(&self, product: String, sources: Vec<Source>) -> RetrieveResult<'_, Vec<Arc<Passage>>> {
+        let Inner { products, passages, owned, .. } = &*self.0;
+        let at = products.binary_search_by(|held| held.id.cmp(&product));
+        let of = at.map_or(&[][..], |at| &owned[at]);
+        let found = of.iter().map(|passage| passages[*passage as usize].clone());
+        let found = found.filter(|passage| sources.is_empty() || sources.contains(&passage.source)).collect();
+        Box::pin(async move { Ok(found) })
+    }
+
+    fn version(&self) -> String {
+        self.0.version.clone()
+    }
+}
