@@ -221,7 +221,7 @@ pub(crate) struct CompileArgs {
     #[arg(long, value_name = "TOKENS")]
     pub(crate) max_model_len: Option<usize>,
     /// Sequences that run at the same time.
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) max_num_seqs: usize,
     /// Tokens of a prompt chunk.
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
@@ -273,6 +273,9 @@ pub(crate) struct DoctorArgs {
     /// The Neuron runtime library; looked for where it is installed unless given.
     #[arg(long, value_name = "PATH")]
     pub(crate) neuron_library: Option<PathBuf>,
+    /// A store of compiled graphs: what it holds, and what of it is damaged.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) neuron_store: Option<PathBuf>,
     /// The graph compiler.
     #[arg(long, value_name = "PATH", default_value = "neuronx-cc")]
     pub(crate) compiler: PathBuf,
@@ -381,6 +384,22 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// What the deployment files and guides tell people to run must be accepted.
+    #[test]
+    fn deployed_command_lines_are_understood() {
+        for manifest in [
+            include_str!("../deploy/kubernetes/serve.yaml"),
+            include_str!("../deploy/kubernetes/compile-job.yaml"),
+        ] {
+            let lines = manifest.lines().map(str::trim);
+            let words =
+                lines.skip_while(|line| *line != "args:").skip(1).map_while(|line| line.strip_prefix("- "));
+            let words: Vec<&str> = std::iter::once("millrace").chain(words).collect();
+            assert!(words.len() > 5, "{words:?}");
+            Cli::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+        }
     }
 
     #[test]

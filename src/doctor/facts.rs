@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use millrace_engine::neuron::label;
+use millrace_engine::neuron::store::Store;
 use neuron_sys::sysfs::{self, Inventory};
 use neuron_sys::{Library, OpenError};
 use serde::Serialize;
@@ -34,6 +36,30 @@ pub(super) struct Facts {
     pub(super) compiler: Compiler,
     pub(super) variables: Vec<(String, String)>,
     pub(super) host: Host,
+    pub(super) store: Option<StoreFacts>,
+}
+
+/// The store of compiled graphs.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct StoreFacts {
+    pub(super) path: PathBuf,
+    /// Graphs that can be used, as their manifests describe them.
+    pub(super) graphs: Vec<Graph>,
+    /// Entries that cannot, and why.
+    pub(super) damaged: Vec<String>,
+    /// Why it cannot be looked at.
+    pub(super) error: Option<String>,
+}
+
+/// A compiled graph.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub(super) struct Graph {
+    pub(super) model: String,
+    pub(super) target: String,
+    pub(super) ranks: usize,
+    pub(super) compiler: String,
+    pub(super) bucket: String,
+    pub(super) bytes: u64,
 }
 
 /// The runtime library.
@@ -83,7 +109,12 @@ pub(super) struct Host {
 
 impl Facts {
     /// Looks around. `root` is `/` but in tests.
-    pub(super) fn gather(root: &Path, library: Option<&Path>, compiler: &Path) -> Facts {
+    pub(super) fn gather(
+        root: &Path,
+        library: Option<&Path>,
+        compiler: &Path,
+        store: Option<&Path>,
+    ) -> Facts {
         let variables =
             VARIABLES.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
         Facts {
@@ -92,7 +123,34 @@ impl Facts {
             compiler: Compiler::gather(compiler),
             variables: variables.collect(),
             host: Host::gather(root),
+            store: store.map(StoreFacts::gather),
         }
+    }
+}
+
+impl StoreFacts {
+    fn gather(path: &Path) -> StoreFacts {
+        let mut found = StoreFacts { path: path.to_path_buf(), ..StoreFacts::default() };
+        match Store::new(path).list() {
+            Err(error) => found.error = Some(error.to_string()),
+            Ok(entries) => {
+                for (_, manifest) in entries {
+                    match manifest {
+                        Err(error) => found.damaged.push(error.to_string()),
+                        Ok(manifest) => found.graphs.push(Graph {
+                            model: manifest.model.name,
+                            target: manifest.build.target.to_string(),
+                            ranks: manifest.model.ranks,
+                            compiler: manifest.build.compiler,
+                            bucket: label(&manifest.bucket),
+                            bytes: manifest.neff.bytes,
+                        }),
+                    }
+                }
+                found.graphs.sort();
+            }
+        }
+        found
     }
 }
 

@@ -32,6 +32,7 @@ pub(super) fn findings(facts: &Facts, neuron: bool) -> Vec<Finding> {
     environment(facts, &mut list);
     compiler(facts, &mut list);
     host(facts, &mut list);
+    store(facts, &mut list);
     list.0.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     list.0
 }
@@ -234,9 +235,30 @@ fn host(facts: &Facts, list: &mut Findings) {
     }
 }
 
+fn store(facts: &Facts, list: &mut Findings) {
+    let Some(store) = &facts.store else { return };
+    let path = store.path.display();
+    if let Some(error) = &store.error {
+        list.push(
+            Error,
+            format!("the store {path} cannot be read: {error}"),
+            "name another with --neuron-store, or mount it",
+        );
+    } else if store.graphs.is_empty() && store.damaged.is_empty() {
+        list.push(
+            Warning,
+            format!("the store {path} holds no compiled graph"),
+            "fill it with `millrace compile --output`",
+        );
+    }
+    for why in &store.damaged {
+        list.push(Error, why.clone(), "remove that entry; `millrace compile` makes it anew");
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::facts::{Compiler, Host, LibraryFacts};
+    use super::super::facts::{Compiler, Host, LibraryFacts, StoreFacts};
     use super::*;
     use neuron_sys::sysfs::{Device, Ecc, Inventory};
 
@@ -259,6 +281,7 @@ mod tests {
             compiler: Compiler { program: "neuronx-cc".into(), version: Some("2.27".into()), error: None },
             variables: Vec::new(),
             host: Host { cores: 4, memory: None, available: None, vector: Some(vec!["avx2"]) },
+            store: None,
         }
     }
 
@@ -330,6 +353,23 @@ mod tests {
             ),
             (|f| f.compiler.error = Some("No such file".into()), Note, "No such file"),
             (|f| f.host.vector = Some(Vec::new()), Warning, "AVX2"),
+            (|f| f.store = Some(StoreFacts::default()), Warning, "no compiled graph"),
+            (
+                |f| {
+                    f.store =
+                        Some(StoreFacts { damaged: vec!["a byte differs".into()], ..StoreFacts::default() })
+                },
+                Error,
+                "a byte differs",
+            ),
+            (
+                |f| {
+                    f.store =
+                        Some(StoreFacts { error: Some("permission denied".into()), ..StoreFacts::default() })
+                },
+                Error,
+                "permission denied",
+            ),
         ];
         for (spoil, severity, words) in cases {
             let mut facts = healthy();

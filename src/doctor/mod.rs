@@ -16,7 +16,12 @@ use findings::{Finding, Severity, findings, target};
 
 /// Prints the report. Fails where something keeps the devices from being used, so that a probe can ask.
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
-    let facts = Facts::gather(Path::new("/"), args.neuron_library.as_deref(), &args.compiler);
+    let facts = Facts::gather(
+        Path::new("/"),
+        args.neuron_library.as_deref(),
+        &args.compiler,
+        args.neuron_store.as_deref(),
+    );
     let neuron = args.backend == Backend::Neuron;
     let found = findings(&facts, neuron);
     if args.json {
@@ -58,6 +63,7 @@ fn report(facts: &Facts, found: &[Finding]) -> Value {
         "compiler": facts.compiler,
         "environment": facts.variables.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "host": facts.host,
+        "store": facts.store,
         "findings": found,
     })
 }
@@ -119,6 +125,27 @@ fn text(facts: &Facts, found: &[Finding]) -> String {
     line("compiler", &format!("{}, {}", compiler.program.display(), or(&compiler.version, "not found")));
     for (name, value) in &facts.variables {
         line("environment", &format!("{name}={value}"));
+    }
+    if let Some(store) = &facts.store {
+        line("store", &format!("{}, {} graphs", store.path.display(), store.graphs.len()));
+        for group in
+            store.graphs.chunk_by(|a, b| (&a.model, &a.target, a.ranks) == (&b.model, &b.target, b.ranks))
+        {
+            let buckets: Vec<_> = group.iter().map(|graph| graph.bucket.as_str()).collect();
+            let mib = group.iter().map(|graph| graph.bytes).sum::<u64>() as f64 / (1 << 20) as f64;
+            let first = &group[0];
+            let cores = if first.ranks == 1 { "core" } else { "cores" };
+            line(
+                "",
+                &format!(
+                    "{} for {} {} {cores}, {mib:.1} MiB: {}",
+                    first.model,
+                    first.ranks,
+                    first.target,
+                    buckets.join(" ")
+                ),
+            );
+        }
     }
     out.push('\n');
     if found.is_empty() {
