@@ -18,10 +18,10 @@
 //! do the block tables of rows that stand for nothing. A key that is masked has no weight, yet its value is multiplied
 //! by it: caches must be finite everywhere, so they begin as zeros.
 //!
-//! Inputs: `tokens`, `positions`, `slots` s32[rows · width], `block_tables` s32[rows, blocks], `logit_rows` s32[rows]
-//! (tokens whose logits are wanted), and `logit_bias` f32[rows, share] where the bucket adjusts. States: `k_cache.{l}`,
-//! `v_cache.{l}` `[kv_blocks, block_size, KV heads of a rank, head_dim]`. Outputs: `values` f32[rows, K], `indices`
-//! s32[rows, K], `log_sum_exp` f32[rows], then the caches under their own names, in their own memory.
+//! Inputs: `tokens`, `positions`, `slots` `s32[rows · width]`, `block_tables` `s32[rows, blocks]`, `logit_rows` `s32[rows]`
+//! (tokens whose logits are wanted), and `logit_bias` `f32[rows, share]` where the bucket adjusts. States: `k_cache.{l}`,
+//! `v_cache.{l}` `[kv_blocks, block_size, KV heads of a rank, head_dim]`. Outputs: `values` `f32[rows, K]`, `indices`
+//! `s32[rows, K]`, `log_sum_exp` `f32[rows]`, then the caches under their own names, in their own memory.
 
 mod share;
 mod weight;

@@ -1,6 +1,6 @@
-//! [`Retrieve`](super::Retrieve) over an index in this process.
+//! [`super::Retrieve`] over an index in this process.
 //!
-//! Two lists are made, of at most [`DEPTH`] each: by words and by meaning. They are fused by reciprocal ranks (Cormack,
+//! Two lists are made, of at most `DEPTH` each: by words and by meaning. They are fused by reciprocal ranks (Cormack,
 //! Clarke and Büttcher 2009), which needs no common scale of scores; equal ones go by id, so an answer never changes
 //! without a cause.
 
