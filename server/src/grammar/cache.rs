@@ -9,8 +9,7 @@ use super::Grammar;
 /// What is kept at most, by [`weight`].
 const MAX_BYTES: usize = 64 << 20;
 
-/// A guess at what a compiled grammar takes: the compiler does not tell. Measured: some hundred bytes for each of its
-/// text, and the start states of its lexer.
+/// A guess at what a compiled grammar takes, which was not measured: the compiler does not tell.
 fn weight(grammar: &Grammar) -> usize {
     (96 << 10) + 320 * grammar.len()
 }
