@@ -127,7 +127,7 @@ fn library(facts: &Facts, list: &mut Findings) {
             list.push(
                 Error,
                 format!("the runtime library cannot be used: {error}"),
-                "install aws-neuronx-runtime-lib (2.5 or newer), or name the file with --neuron-library",
+                "install aws-neuronx-runtime-lib, or name the file with --neuron-library",
             );
         }
         return;
