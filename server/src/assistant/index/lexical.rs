@@ -2,6 +2,8 @@
 //! Zaragoza 2009, section 3.6). A document's fields are weighted before saturation, so that a word in the title and
 //! in the description counts as one word seen often, not as two.
 
+use std::collections::BTreeSet;
+
 use rust_stemmers::{Algorithm, Stemmer};
 use rustc_hash::FxHashMap;
 
@@ -103,21 +105,23 @@ impl Lexical {
     /// The score of every document; 0 where it has none of the query's words.
     pub(crate) fn scores(&self, query: &str) -> Vec<f32> {
         let mut scores = vec![0.0; self.documents];
-        let stemmer = Stemmer::create(Algorithm::English);
-        let mut ids: Vec<u32> =
-            terms(&stemmer, query).filter_map(|term| self.terms.get(term.as_str()).copied()).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        for id in ids {
-            let postings = &self.postings[id as usize];
-            let (n, df) = (self.documents as f32, postings.len() as f32);
-            let idf = (1.0 + (n - df + 0.5) / (df + 0.5)).ln();
+        for term in query_terms(query) {
+            let Some(id) = self.terms.get(term.as_str()) else { continue };
+            let postings = &self.postings[*id as usize];
+            let (n, df) = (self.documents as f64, postings.len() as f64);
+            let idf = (1.0 + (n - df + 0.5) / (df + 0.5)).ln() as f32;
             for Posting { document, frequency } in postings {
                 scores[*document as usize] += idf * frequency * (K1 + 1.0) / (frequency + K1);
             }
         }
         scores
     }
+}
+
+/// The terms of a query, each once and in order. Every implementation sums in this order, and takes the logarithm in
+/// double precision: then equal documents score the same bits everywhere.
+fn query_terms(query: &str) -> BTreeSet<String> {
+    terms(&Stemmer::create(Algorithm::English), query).collect()
 }
 
 /// Words: runs of letters and of digits in lower case, without accents on Latin letters, stemmed as English.

@@ -6,6 +6,7 @@
 //! beyond that, a server behind the same trait.
 
 pub(crate) mod clean;
+pub(crate) mod fields;
 pub(crate) mod lexical;
 pub mod lines;
 pub(crate) mod passages;
@@ -124,6 +125,30 @@ pub fn update(
 ) -> Result<Report, IndexError> {
     let lock = store::lock(directory)?;
     let mut contents = store::load(directory)?.unwrap_or_default();
+    let mut report = read(files, progress, bad, &mut |record| {
+        apply(&mut contents, record);
+        Ok(())
+    })?;
+    let Contents { products, passages, .. } = &mut contents;
+    let held = passages.len();
+    passages.retain(|_, passage| passage.product.as_ref().is_none_or(|id| products.contains_key(id)));
+    report.orphans = held - passages.len();
+    report.embedded = embed(&mut contents, encoder, progress)?;
+    (report.products, report.passages) = (contents.products.len(), contents.passages.len());
+    report.version = store::save(directory, &contents, &lock)?;
+    Ok(report)
+}
+
+/// Gives every record of some files to `take`. The report counts the lines.
+///
+/// # Errors
+/// Where a file cannot be read, and those of `take`, at once.
+fn read(
+    files: &[(Kind, PathBuf)],
+    progress: &mut dyn FnMut(Progress),
+    bad: &mut dyn FnMut(&BadLine),
+    take: &mut dyn FnMut(Record) -> Result<(), IndexError>,
+) -> Result<Report, IndexError> {
     let mut report = Report::default();
     let mut sizes = Vec::new();
     for (_, path) in files {
@@ -131,6 +156,7 @@ pub fn update(
         sizes.push(size.len());
     }
     let (total, mut before) = (sizes.iter().sum(), 0);
+    let mut failed = None;
     for ((kind, path), size) in files.iter().zip(sizes) {
         let mut each = |record: Result<Record, BadLine>, bytes: u64| {
             progress(Progress::Reading(before + bytes, total));
@@ -139,23 +165,20 @@ pub fn update(
                     report.bad += 1;
                     bad(&line);
                 }
-                Ok(record) => {
+                Ok(record) if failed.is_none() => {
                     report.read += 1;
-                    apply(&mut contents, record);
+                    failed = take(record).err();
                 }
+                Ok(_) => {}
             }
         };
         lines::read(path, *kind, &mut each)
             .map_err(|source| IndexError::Io { path: path.clone(), source })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         before += size;
     }
-    let Contents { products, passages, .. } = &mut contents;
-    let held = passages.len();
-    passages.retain(|_, passage| passage.product.as_ref().is_none_or(|id| products.contains_key(id)));
-    report.orphans = held - passages.len();
-    report.embedded = embed(&mut contents, encoder, progress)?;
-    (report.products, report.passages) = (contents.products.len(), contents.passages.len());
-    report.version = store::save(directory, &contents, &lock)?;
     Ok(report)
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::index::lexical::{self, Lexical};
-use super::index::{IndexError, passages, store};
+use super::index::{IndexError, fields, passages, store};
 use super::source::{
     Evidence, Filters, Passage, Product, Retrieval, Retrieve, RetrieveError, RetrieveRequest, RetrieveResult,
     Source,
@@ -23,11 +23,6 @@ use lists::{Table, fuse, top};
 
 /// Entries of each list that is fused.
 const DEPTH: usize = 200;
-
-/// Weights of a product's fields: title, brand, description with selling points, categories, attributes.
-const PRODUCT_FIELDS: [f32; 5] = [2.0, 1.0, 1.0, 1.0, 0.3];
-/// Weights of a passage's fields: its title (a question, a headline), its text, the product's title.
-const PASSAGE_FIELDS: [f32; 3] = [1.0, 1.0, 0.3];
 
 /// A version of an index in memory; clones share it.
 #[derive(Clone)]
@@ -82,28 +77,19 @@ impl EmbeddedIndex {
         let number: FxHashMap<&str, u32> =
             products.iter().enumerate().map(|(i, product)| (product.id.as_str(), i as u32)).collect();
 
-        let mut product_words = lexical::Builder::new(&PRODUCT_FIELDS);
+        let mut product_words = lexical::Builder::new(&fields::PRODUCT);
         let mut product_vectors = Table::new(vectors.dim);
         for product in &products {
-            let prose: Vec<&str> =
-                product.description.iter().chain(&product.bullets).map(String::as_str).collect();
-            let attributes: Vec<&str> = product.attributes.values().map(String::as_str).collect();
-            product_words.add(&[
-                &product.title,
-                product.brand.as_deref().unwrap_or_default(),
-                &prose.join(" "),
-                &product.categories.join(" "),
-                &attributes.join(" "),
-            ]);
+            product_words.add(&fields::of_product(product).each_ref().map(String::as_str));
             product_vectors.push(&passages::product_text(product), &vectors);
         }
-        let mut passage_words = lexical::Builder::new(&PASSAGE_FIELDS);
+        let mut passage_words = lexical::Builder::new(&fields::PASSAGE);
         let mut passage_vectors = Table::new(vectors.dim);
         let (mut owners, mut owned) = (Vec::new(), vec![Vec::new(); products.len()]);
         for (i, passage) in all.values().enumerate() {
             let owner = passage.product.as_deref().and_then(|id| number.get(id).copied());
             let title = owner.map_or("", |owner| products[owner as usize].title.as_str());
-            passage_words.add(&[passage.title.as_deref().unwrap_or_default(), &passage.text, title]);
+            passage_words.add(&fields::of_passage(passage, title));
             passage_vectors.push(&passages::embedded_text(passage), &vectors);
             if let Some(owner) = owner {
                 owned[owner as usize].push(i as u32);
