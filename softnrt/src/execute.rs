@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use millrace_kernels::eval::{EvalError, Fault, Ranks, Together, Value};
 use neuron_sys::sys::NRT_STATUS;
@@ -20,7 +21,33 @@ pub(crate) struct Bound {
     outputs: Vec<Arc<Tensor>>,
 }
 
+/// Executions that did not fail, and the nanoseconds that they took, those of all cores together.
+static EXECUTIONS: AtomicU64 = AtomicU64::new(0);
+static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
+
+/// For benches, which tell a caller's own time from the double's: executions so far that did not fail, of all cores, and
+/// how long they took together.
+///
+/// # Safety
+/// - `nanoseconds` is the place of a number.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn softnrt_executions(nanoseconds: *mut u64) -> u64 {
+    // SAFETY: as the contract says.
+    unsafe { nanoseconds.write(NANOSECONDS.load(Ordering::Relaxed)) };
+    EXECUTIONS.load(Ordering::Relaxed)
+}
+
 pub(crate) fn execute(model: usize, inputs: usize, outputs: usize) -> Result<(), Refusal> {
+    let started = Instant::now();
+    let done = executed(model, inputs, outputs);
+    if done.is_ok() {
+        NANOSECONDS.fetch_add(started.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        EXECUTIONS.fetch_add(1, Ordering::Relaxed);
+    }
+    done
+}
+
+fn executed(model: usize, inputs: usize, outputs: usize) -> Result<(), Refusal> {
     let (model, bound, settings) = {
         let mut world = world();
         let settings = world.open()?.clone();

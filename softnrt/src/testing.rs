@@ -4,6 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use neuron_sys::Library;
 use neuron_sys::sys::Nrt;
@@ -56,6 +57,7 @@ pub struct Double {
 
 type Set = unsafe extern "C" fn(*const c_char, *const c_char) -> bool;
 type With = unsafe extern "C" fn(*mut c_void, *const c_char);
+type Executions = unsafe extern "C" fn(*mut u64) -> u64;
 type Complaints = unsafe extern "C" fn(With, *mut c_void);
 
 impl Double {
@@ -99,6 +101,20 @@ impl Double {
             function(string(name).as_ptr(), string(value).as_ptr())
         };
         assert!(set, "{name}={value} is no setting");
+    }
+
+    /// Executions so far that did not fail, of all cores, and how long they took together: what is no caller's time.
+    ///
+    /// # Panics
+    /// Never: the library is the double.
+    pub fn executions(&self) -> (u64, Duration) {
+        let mut nanoseconds = 0;
+        // SAFETY: the library exports it with this signature; the number has a place.
+        let count = unsafe {
+            let function = self.symbols.get::<Executions>("softnrt_executions").expect("the library has it");
+            function(&raw mut nanoseconds)
+        };
+        (count, Duration::from_nanos(nanoseconds))
     }
 
     /// What was complained about so far.

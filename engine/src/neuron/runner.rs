@@ -61,7 +61,13 @@ pub struct NeuronRunner {
     pending: Option<Submitted>,
     /// Steps in a row that were refused.
     refused: u32,
+    // Buffers of merging.
+    best: Vec<Candidate>,
+    merged: Vec<Candidate>,
 }
+
+/// A logit and its token.
+type Candidate = (f32, TokenId);
 
 /// One execution, under way on each rank.
 type OnRanks = Vec<Pending<Result<Outputs, neuron_sys::Error>>>;
@@ -162,6 +168,8 @@ impl NeuronRunner {
             figures: Arc::new(figures),
             pending: None,
             refused: 0,
+            best: Vec::new(),
+            merged: Vec::new(),
             device,
             shapes,
         }
@@ -207,33 +215,42 @@ impl NeuronRunner {
         failed.map_or(Ok(outputs), Err)
     }
 
-    /// Puts the best tokens of the ranks' shares together, row by row.
-    fn merge(&self, outputs: &[Outputs], from: usize, to: usize, logits: &mut Logits) {
+    /// Puts the best tokens of the ranks' shares of a row together. Each rank's are in descending order.
+    fn merge(&mut self, outputs: &[Outputs], from: usize, to: usize, logits: &mut Logits) {
         let k = self.candidates;
         let row = from * k..(from + 1) * k;
-        let cut = logits.cut.get_or_insert_default();
-        let (tokens, values) = (&mut cut.tokens[to * k..][..k], &mut logits.values[to * k..][..k]);
-        let mut best: Vec<(f32, TokenId)> = Vec::with_capacity(k * outputs.len());
+        self.best.clear();
         for (rank, output) in outputs.iter().enumerate() {
             let found = output.values[row.clone()].iter().zip(&output.indices[row.clone()]);
             // What fills up the last share is no token.
             let found = found.map(|(value, index)| (*value, rank * self.share + *index as usize));
-            best.extend(
-                found.filter(|(_, token)| *token < self.vocab).map(|(v, token)| (v, token as TokenId)),
-            );
-        }
-        if outputs.len() > 1 {
-            best.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            let found =
+                found.filter(|(_, token)| *token < self.vocab).map(|(v, token)| (v, token as TokenId));
+            self.merged.clear();
+            self.merged.extend(merged(&self.best, found).take(k));
+            std::mem::swap(&mut self.best, &mut self.merged);
         }
         // Each share but the last is of tokens alone, so there are enough; were there not, none is chosen twice.
-        best.resize(k.max(best.len()), (f32::NEG_INFINITY, 0));
-        for ((value, token), best) in values.iter_mut().zip(tokens).zip(best) {
-            (*value, *token) = best;
+        self.best.resize(k, (f32::NEG_INFINITY, 0));
+        let cut = logits.cut.get_or_insert_default();
+        let (tokens, values) = (&mut cut.tokens[to * k..][..k], &mut logits.values[to * k..][..k]);
+        for ((value, token), best) in values.iter_mut().zip(tokens).zip(&self.best) {
+            (*value, *token) = *best;
         }
         let sums = || outputs.iter().map(|output| f64::from(output.log_sum_exp[from]));
         let max = sums().fold(f64::NEG_INFINITY, f64::max);
         cut.log_sum_exp[to] = (max + sums().map(|sum| (sum - max).exp()).sum::<f64>().ln()) as f32;
     }
+}
+
+/// Two descending lists as one; of equal logits the lower token comes first.
+fn merged(a: &[Candidate], b: impl Iterator<Item = Candidate>) -> impl Iterator<Item = Candidate> {
+    let (mut a, mut b) = (a.iter().copied().peekable(), b.peekable());
+    std::iter::from_fn(move || match (a.peek(), b.peek()) {
+        (Some(x), Some(y)) if (y.0 > x.0) || (y.0 == x.0 && y.1 < x.1) => b.next(),
+        (Some(_), _) => a.next(),
+        (None, _) => b.next(),
+    })
 }
 
 struct Loaded {
