@@ -57,7 +57,8 @@ pub(crate) struct ModelArgs {
     /// Memory for the KV cache (`4GiB`, `800MB`); a share of what is free unless given.
     #[arg(long, value_name = "SIZE")]
     pub(crate) kv_memory: Option<Bytes>,
-    /// Element type of the KV cache.
+    /// Element type of the KV cache; `int8`, with a scale for each token and head, holds nearly twice the tokens of
+    /// `f16` and is on the CPU only.
     #[arg(long, value_enum, default_value_t = KvDtype::F16)]
     pub(crate) kv_dtype: KvDtype,
     /// Element type of unquantised weights; `auto` keeps the file's.
@@ -289,6 +290,7 @@ pub(crate) enum KvDtype {
     F32,
     F16,
     Bf16,
+    Int8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

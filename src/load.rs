@@ -86,6 +86,7 @@ pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
         KvDtype::F32 => DType::F32,
         KvDtype::F16 => DType::F16,
         KvDtype::Bf16 => DType::BF16,
+        KvDtype::Int8 => DType::I8,
     };
     let options = CpuOptions {
         threads,

@@ -16,7 +16,7 @@ use millrace_models::Checkpoint;
 use millrace_models::device::{DeviceModel, DeviceWeights, TopKForm};
 use neuron_sys::{Library, sysfs};
 
-use crate::args::{Backend, ModelArgs, WeightDtype};
+use crate::args::{Backend, KvDtype, ModelArgs, WeightDtype};
 use crate::load::{bytes_bar, model_name};
 
 /// Best tokens that each core returns of a row of logits; `millrace compile` has the same unless told otherwise.
@@ -43,6 +43,9 @@ pub(crate) fn open(
     checkpoint: &Checkpoint,
     max_model_len: usize,
 ) -> anyhow::Result<NeuronRunner> {
+    if args.kv_dtype == KvDtype::Int8 {
+        bail!("--kv-dtype int8 is for the CPU backend: on NeuronCores the cache has the type of --dtype");
+    }
     let Some(store) = &args.neuron_store else {
         bail!(
             "--backend neuron needs --neuron-store DIR, where `millrace compile` has put the compiled graphs"

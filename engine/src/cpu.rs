@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use half::{bf16, f16};
 use millrace_graph::{DType, Graph, ParamKind, TensorView, Type};
-use millrace_kernels::{Executor, Plan, Pool, Precision, Weights};
+use millrace_kernels::{Executor, Plan, Pool, Precision, Weights, kv};
 use millrace_models::{Checkpoint, Config, ModelError, StepShape, decoder};
 use rustc_hash::FxHashMap;
 
@@ -27,7 +27,7 @@ pub struct CpuOptions {
     pub threads: usize,
     /// How layers over quantised weights compute.
     pub precision: Precision,
-    /// Element type of the KV cache: f32, f16 or bf16.
+    /// Element type of the KV cache: f32, f16, bf16, or s8 with a scale for each token and head.
     pub kv_dtype: DType,
     /// Tokens in a KV block.
     pub block_size: usize,
@@ -105,7 +105,7 @@ struct Inputs {
 impl CpuRunner {
     /// Bytes of KV cache that one token takes.
     pub fn kv_bytes_per_token(config: &Config, kv_dtype: DType) -> u64 {
-        let width = 2 * config.kv_heads * config.head_dim * kv_dtype.block_bytes();
+        let width = 2 * kv::bytes_per_token(kv_dtype, config.kv_heads, config.head_dim);
         (config.layers.len() * width) as u64
     }
 

@@ -46,6 +46,7 @@ struct Case {
     beside_decode: usize,
     caching: bool,
     threads: usize,
+    kv: DType,
 }
 
 fn asked(vocab: u32) -> impl Strategy<Value = Asked> {
@@ -74,10 +75,10 @@ fn asked(vocab: u32) -> impl Strategy<Value = Asked> {
     )
 }
 
-fn case(vocab: u32) -> impl Strategy<Value = Case> {
+fn case(vocab: u32, kv: DType) -> impl Strategy<Value = Case> {
     let batch = (prop::collection::vec(asked(vocab), 1..7), MAX_LEN / BLOCK..14, 2..9usize);
     (batch, 1..40usize, 1..40usize, any::<bool>(), 1..3usize).prop_map(
-        |((asked, blocks, rows), tokens, beside_decode, caching, threads)| Case {
+        move |((asked, blocks, rows), tokens, beside_decode, caching, threads)| Case {
             asked,
             blocks,
             rows,
@@ -85,6 +86,7 @@ fn case(vocab: u32) -> impl Strategy<Value = Case> {
             beside_decode,
             caching,
             threads,
+            kv,
         },
     )
 }
@@ -110,7 +112,7 @@ impl Observer for Watch {
 }
 
 fn engine(checkpoint: &Checkpoint, case: &Case, seen: &Arc<Seen>) -> Handle {
-    let kv_dtype = DType::F16;
+    let kv_dtype = case.kv;
     let per_token = CpuRunner::kv_bytes_per_token(checkpoint.config(), kv_dtype);
     let options = CpuOptions {
         threads: case.threads,
@@ -193,7 +195,7 @@ fn ask(handle: &Handle, asked: &[Asked], leave: bool) -> Vec<Vec<Option<Answer>>
     answers
 }
 
-fn check(folder: &str, cases: u32) {
+fn check(folder: &str, kv: DType, cases: u32) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/data").join(folder);
     let checkpoint = Checkpoint::open(&path).expect("the checkpoint opens");
     let vocab = checkpoint.config().vocab as u32;
@@ -205,11 +207,12 @@ fn check(folder: &str, cases: u32) {
         beside_decode: MAX_LEN,
         caching: false,
         threads: 1,
+        kv,
     };
     let alone = Mutex::new(engine(&checkpoint, &roomy, &Arc::default()));
     let (seen, compared) = (Arc::<Seen>::default(), AtomicUsize::new(0));
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
-    let outcome = runner.run(&case(vocab), |case| {
+    let outcome = runner.run(&case(vocab, kv), |case| {
         let handle = engine(&checkpoint, &case, &seen);
         let together = ask(&handle, &case.asked, true);
         drop(handle);
@@ -241,15 +244,16 @@ fn check(folder: &str, cases: u32) {
 
 #[test]
 fn windows_and_softcaps() {
-    check("gemma2", 350);
+    check("gemma2", DType::F16, 350);
 }
 
 #[test]
 fn experts() {
-    check("mixtral", 350);
+    check("mixtral", DType::F16, 350);
 }
 
 #[test]
 fn biases_and_alternating_windows() {
-    check("qwen2_window", 350);
+    check("qwen2_window", DType::F16, 250);
+    check("qwen2_window", DType::I8, 100);
 }

@@ -31,7 +31,8 @@ type Built = Result<NodeId, GraphError>;
 /// result.
 ///
 /// # Errors
-/// Where the operands do not fit the operation, or do not give that result.
+/// Where the operands do not fit the operation, or do not give that result; for an 8-bit KV cache, which kernels alone
+/// have.
 #[track_caller]
 pub fn definition(fused: &Fused, inputs: &[Type], result: &Type) -> Result<Graph, GraphError> {
     let location = Location::caller();
@@ -40,6 +41,16 @@ pub fn definition(fused: &Fused, inputs: &[Type], result: &Type) -> Result<Graph
     let inferred = infer(&Op::Fused(fused.clone()), &types, Some(result)).map_err(refuse)?;
     if inferred != *result {
         return Err(refuse(format!("yields {inferred} and not {result}")));
+    }
+    let cache = match fused {
+        Fused::WriteKv => inputs.first(),
+        Fused::PagedAttention(_) => inputs.get(1),
+        _ => None,
+    };
+    if let Some(cache) = cache.filter(|cache| cache.dtype == DType::I8) {
+        return Err(refuse(format!(
+            "the scales of {cache} are the kernels' own: an 8-bit cache has no definition"
+        )));
     }
 
     let mut builder = Builder::new(fused.name());

@@ -326,7 +326,7 @@ fn fused(op: &Fused, inputs: &[&Type], wanted: Option<&Type>) -> Inferred {
             index(slots)?;
             let fits = matches!((&cache.shape[..], &values.shape[..], &slots.shape[..]),
                 ([_, _, g, d], [t, vg, vd], [n]) if g == vg && d == vd && t == n);
-            ensure(fits && cache.dtype.is_float(), || format!("{values} into {cache} at {slots}"))?;
+            ensure(fits && cached(cache), || format!("{values} into {cache} at {slots}"))?;
             Ok((*cache).clone())
         }
         Fused::PagedAttention(attention) => paged_attention(attention, inputs),
@@ -371,7 +371,7 @@ fn paged_attention(attention: &Attention, inputs: &[&Type]) -> Inferred {
             if d == kd && t == pt && *g > 0 && h % g == 0
                 && attention.width.is_none_or(|width| r * width == *t))
         && v == k
-        && k.dtype.is_float()
+        && cached(k)
         && rows.iter().all(|rows| rows.shape == positions.shape);
     ensure(fits, || format!("{q} to {k} and {v} by {tables} at {positions}"))?;
     Ok((*q).clone())
@@ -386,6 +386,11 @@ fn leaf(inputs: &[&Type], wanted: Option<&Type>) -> Inferred {
 
 fn activation(x: &Type) -> Result<(), String> {
     ensure(x.dtype.is_float(), || format!("{x} where a float tensor belongs"))
+}
+
+/// Whether a KV cache may have this type. In an 8-bit one each token's row has a scale, which is no part of the tensor.
+fn cached(x: &Type) -> bool {
+    x.dtype.is_float() || x.dtype == DType::I8
 }
 
 fn index(x: &Type) -> Result<(), String> {

@@ -222,7 +222,8 @@ pub enum Fused {
         act: Activation,
     },
     /// `(cache [B, S, G, D], values [T, G, D], slots s32[T]) → cache`: token `t` goes to slot `slots[t]`, that
-    /// is block `slot / S`, offset `slot % S`. The result replaces the cache in place.
+    /// is block `slot / S`, offset `slot % S`. The result replaces the cache in place. A cache of s8
+    /// has a scale for each token and head, which is no part of the tensor.
     WriteKv,
     /// `(q [T, H, D], k [B, S, G, D], v [B, S, G, D], tables s32[R, M], positions s32[T] (, rows s32[T])) →
     /// [T, H, D]`: causal attention of each new token to the tokens `0 ..= position` of its row, which lie

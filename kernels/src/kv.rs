@@ -5,6 +5,10 @@
 //! `[S][D']`: weights multiply whole rows, so lanes run along the dimension, which is padded to whole
 //! vectors of eight. **Keys** are `[S / W][D][W]`: the scores of `W` tokens come out side by side, so lanes
 //! run along tokens and no score needs a horizontal sum.
+//!
+//! An 8-bit cache (`s8`) has one scale for each token and head, the largest magnitude over 127, as f32 behind the
+//! page's elements. The scales are no part of the graph's tensor: keys' are multiplied into scores and values' into
+//! weights, so a row costs one multiplication more and not one for each element.
 
 use std::{
     alloc::{self, Layout},
@@ -38,7 +42,7 @@ pub enum KvRole {
 pub enum KvError {
     /// The type is none of a KV cache.
     #[error(
-        "{0} is not a KV cache: want [blocks, block size, KV heads, head dim] of f32, f16 or bf16, none of them 0"
+        "{0} is not a KV cache: want [blocks, block size, KV heads, head dim] of f32, f16, bf16 or s8, none of them 0"
     )]
     Type(Type),
     /// The kernels do not take this block size.
@@ -52,6 +56,16 @@ pub enum KvError {
         /// Its size; saturated where it overflows.
         bytes: usize,
     },
+}
+
+/// Bytes that one token takes in a cache of keys or values of this type, the padding of odd dimensions apart.
+pub fn bytes_per_token(dtype: DType, heads: usize, dim: usize) -> usize {
+    heads * (dim * dtype.block_bytes() + scale_bytes(dtype))
+}
+
+/// Bytes of a row's scale.
+fn scale_bytes(dtype: DType) -> usize {
+    if dtype == DType::I8 { size_of::<f32>() } else { 0 }
 }
 
 /// One layer's cache of keys or values. Written and read through shared references by many threads, so both
@@ -88,7 +102,8 @@ pub(crate) struct Geometry {
 
 impl Geometry {
     pub(crate) fn new(ty: &Type, role: KvRole) -> Result<Self, KvError> {
-        let (&[blocks, block, heads, dim], true) = (&ty.shape[..], ty.dtype.is_float()) else {
+        let stored = ty.dtype.is_float() || ty.dtype == DType::I8;
+        let (&[blocks, block, heads, dim], true) = (&ty.shape[..], stored) else {
             return Err(KvError::Type(ty.clone()));
         };
         if [blocks, block, heads, dim].contains(&0) {
@@ -107,26 +122,30 @@ impl Geometry {
     }
 
     /// Elements of one head of one block.
-    fn page(&self) -> usize {
+    pub(crate) fn page(&self) -> usize {
         match self.role {
             KvRole::Key => self.block * self.dim,
             KvRole::Value => self.block * self.padded_dim(),
         }
     }
 
+    /// Bytes of one head of one block, its scales included; a multiple of 4 and of an element's.
+    fn page_bytes(&self) -> usize {
+        self.page() * self.dtype.block_bytes() + self.block * scale_bytes(self.dtype)
+    }
+
     fn bytes(&self) -> Option<usize> {
         // Overflow is looked for in the padded shape, before `page` multiplies unchecked.
         let padded = self.dim.checked_add(LANES - 1)? / LANES * LANES;
         let dim = if self.role == KvRole::Key { self.dim } else { padded };
-        [self.blocks, self.block, self.heads, dim]
-            .into_iter()
-            .try_fold(self.dtype.block_bytes(), usize::checked_mul)
+        let row = dim.checked_mul(self.dtype.block_bytes())?.checked_add(scale_bytes(self.dtype))?;
+        [self.blocks, self.block, self.heads].into_iter().try_fold(row, usize::checked_mul)
     }
 
     /// The element of dimension 0, and the distance from one dimension to the next.
     fn row(&self, slot: usize, head: usize) -> (usize, usize) {
         let (block, token) = (slot / self.block, slot % self.block);
-        let page = (block * self.heads + head) * self.page();
+        let page = (block * self.heads + head) * self.page_bytes() / self.dtype.block_bytes();
         match self.role {
             KvRole::Key => (page + token / self.tile * self.tile * self.dim + token % self.tile, self.tile),
             KvRole::Value => (page + token * self.padded_dim(), 1),
@@ -140,7 +159,7 @@ impl KvTensor {
     /// pages: one of those would make hundreds of untouched blocks resident.)
     ///
     /// # Errors
-    /// Where the type is not `[B, S, G, D]` of f32, f16 or bf16, where S is no multiple of 8, or where the
+    /// Where the type is not `[B, S, G, D]` of f32, f16, bf16 or s8, where S is no multiple of 8, or where the
     /// memory is not there.
     pub fn new(ty: &Type, role: KvRole) -> Result<Self, KvError> {
         let geometry = Geometry::new(ty, role)?;
@@ -171,11 +190,12 @@ impl KvTensor {
 
     /// Bytes of all blocks.
     pub fn bytes(&self) -> usize {
-        self.geometry.blocks * self.geometry.heads * self.geometry.page() * self.geometry.dtype.block_bytes()
+        self.geometry.blocks * self.geometry.heads * self.geometry.page_bytes()
     }
 
     /// Stores the values `[G, D]` of each token `t` of `tokens` at slot `slots[t]` (block `slot / S`, offset
-    /// `slot % S`), rounded to the cache's type, to nearest with ties to even.
+    /// `slot % S`), rounded to the cache's type, to nearest with ties to even. In an 8-bit cache a head's row that
+    /// has a NaN or an infinity becomes NaN, and one of which no magnitude reaches 2⁻¹¹⁹ becomes 0.
     ///
     /// # Safety
     /// - For each token of the range, `values + t · stride` is readable for `G · D` floats.
@@ -207,10 +227,33 @@ impl KvTensor {
                 self.convert(start, step, row, |strip, to: &mut [f16]| to.convert_from_f32_slice(strip));
             },
             // SAFETY: passed on.
-            _ => unsafe {
+            DType::BF16 => unsafe {
                 self.convert(start, step, row, |strip, to: &mut [bf16]| to.convert_from_f32_slice(strip));
             },
+            _ => {
+                let (scale, inverse) = scale_of(row);
+                // SAFETY: passed on; the scale is the row's own.
+                unsafe {
+                    self.convert(start, step, row, |strip, to: &mut [i8]| {
+                        for (to, x) in to.iter_mut().zip(strip) {
+                            *to = (x * inverse).round_ties_even() as i8;
+                        }
+                    });
+                    self.scale(slot, head).write(scale);
+                }
+            }
         }
+    }
+
+    /// Where the scale of a row lies.
+    ///
+    /// # Safety
+    /// The slot and head are in range, and the cache is an 8-bit one.
+    unsafe fn scale(&self, slot: usize, head: usize) -> *mut f32 {
+        let Geometry { block, heads, .. } = self.geometry;
+        let page = (slot / block * heads + head) * self.geometry.page_bytes();
+        // SAFETY: behind the elements of a page, as the caller says; aligned, since a block is a multiple of 8 tokens.
+        unsafe { self.data.as_ptr().add(page + self.geometry.page()).cast::<f32>().add(slot % block) }
     }
 
     /// Scatters a row that has to be converted.
@@ -253,6 +296,11 @@ impl KvTensor {
         assert_eq!(out.len(), heads * dim, "floats for a slot of {}", self.ty);
         for (head, out) in out.chunks_mut(dim).enumerate() {
             let (start, step) = self.geometry.row(slot, head);
+            let scale = match self.geometry.dtype {
+                // SAFETY: slot and head are in range.
+                DType::I8 => unsafe { *self.scale(slot, head) },
+                _ => 1.0,
+            };
             for (i, out) in out.iter_mut().enumerate() {
                 let (data, at) = (self.data.as_ptr(), start + i * step);
                 // SAFETY: the element is in range, since slot, head and dimension are.
@@ -260,7 +308,8 @@ impl KvTensor {
                     match self.geometry.dtype {
                         DType::F32 => *data.cast::<f32>().add(at),
                         DType::F16 => (*data.cast::<f16>().add(at)).to_f32(),
-                        _ => (*data.cast::<bf16>().add(at)).to_f32(),
+                        DType::BF16 => (*data.cast::<bf16>().add(at)).to_f32(),
+                        _ => f32::from(*data.cast::<i8>().add(at)) * scale,
                     }
                 };
             }
@@ -273,8 +322,9 @@ impl KvTensor {
     /// Where the block is out of range.
     pub fn poison(&mut self, block: usize) {
         assert!(block < self.geometry.blocks, "block {block} of {}", self.ty);
-        let bytes = self.geometry.heads * self.geometry.page() * self.geometry.dtype.block_bytes();
-        // SAFETY: the block is in range and, by `&mut self`, nobody else's. All ones is a NaN in each type.
+        let bytes = self.geometry.heads * self.geometry.page_bytes();
+        // SAFETY: the block is in range and, by `&mut self`, nobody else's. All ones is a NaN in each float type,
+        // and so in the scales of an 8-bit cache.
         unsafe { self.data.as_ptr().add(block * bytes).write_bytes(0xff, bytes) };
     }
 
@@ -282,16 +332,16 @@ impl KvTensor {
         &self.geometry
     }
 
-    /// The first element of one head of one block; [`Geometry`] says what follows.
+    /// The first element of one head of one block; [`Geometry`] says what follows, and behind an 8-bit page's
+    /// elements come its tokens' scales.
     ///
     /// # Panics
     /// Where either is out of range.
     pub(crate) fn page(&self, block: usize, head: usize) -> *const u8 {
-        let Geometry { blocks, heads, dtype, .. } = self.geometry;
+        let Geometry { blocks, heads, .. } = self.geometry;
         assert!(block < blocks && head < heads, "head {head} of block {block} of {}", self.ty);
-        let element = (block * heads + head) * self.geometry.page();
         // SAFETY: in range, as just checked.
-        unsafe { self.data.as_ptr().add(element * dtype.block_bytes()) }
+        unsafe { self.data.as_ptr().add((block * heads + head) * self.geometry.page_bytes()) }
     }
 }
 
@@ -299,5 +349,18 @@ impl Drop for KvTensor {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout in `new`.
         unsafe { alloc::dealloc(self.base.as_ptr(), self.layout) };
+    }
+}
+
+/// A row's scale, and what its elements are multiplied with to be counts of it.
+fn scale_of(row: &[f32]) -> (f32, f32) {
+    let finite = row.iter().all(|x| x.is_finite());
+    let largest = row.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    // Smaller ones would have an infinite inverse.
+    const SMALLEST: f32 = 1.504_632_8e-36;
+    match finite {
+        false => (f32::NAN, 0.0),
+        true if largest < SMALLEST => (0.0, 0.0),
+        true => (largest / 127.0, 127.0 / largest),
     }
 }

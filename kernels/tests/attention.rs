@@ -66,12 +66,20 @@ impl Sizes {
         Type::new(self.dtype, [blocks, self.block, self.kv_heads, self.dim])
     }
 
-    fn rounded(&self, x: f32) -> f64 {
-        match self.dtype {
-            DType::F16 => f16::from_f32(x).to_f64(),
-            DType::BF16 => bf16::from_f32(x).to_f64(),
-            _ => f64::from(x),
-        }
+    /// Keys or values as the cache keeps them.
+    fn stored(&self, list: &[f32]) -> Vec<f64> {
+        let row = |row: &[f32]| -> Vec<f64> {
+            let largest = row.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+            let (scale, inverse) = (f64::from(largest / 127.0), 127.0 / largest);
+            let rounded = |x: &f32| match self.dtype {
+                DType::F16 => f16::from_f32(*x).to_f64(),
+                DType::BF16 => bf16::from_f32(*x).to_f64(),
+                DType::I8 => f64::from((x * inverse).round_ties_even()) * scale,
+                _ => f64::from(*x),
+            };
+            row.iter().map(rounded).collect()
+        };
+        list.chunks(self.dim).flat_map(row).collect()
     }
 }
 
@@ -109,13 +117,14 @@ fn naive(sizes: &Sizes, seq: &Sequence, position: usize) -> Vec<f64> {
     let Sizes { dim, kv_heads, queries, params, .. } = *sizes;
     let mut out = Vec::new();
     let first = params.window.map_or(0, |window| (position + 1).saturating_sub(window));
+    let (k, v) = (sizes.stored(&seq.k), sizes.stored(&seq.v));
     for head in 0..sizes.heads() {
         let group = head / queries;
         let q = &seq.q[(position * sizes.heads() + head) * dim..][..dim];
-        let at = |t: usize, list: &[f32], d: usize| sizes.rounded(list[(t * kv_heads + group) * dim + d]);
+        let at = |t: usize, list: &[f64], d: usize| list[(t * kv_heads + group) * dim + d];
         let scores: Vec<f64> = (first..=position)
             .map(|t| {
-                let dot = (0..dim).map(|d| f64::from(q[d]) * at(t, &seq.k, d)).sum::<f64>();
+                let dot = (0..dim).map(|d| f64::from(q[d]) * at(t, &k, d)).sum::<f64>();
                 let score = dot * f64::from(params.scale);
                 params.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
             })
@@ -124,7 +133,7 @@ fn naive(sizes: &Sizes, seq: &Sequence, position: usize) -> Vec<f64> {
         let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
         let sum: f64 = weights.iter().sum();
         out.extend((0..dim).map(|d| {
-            weights.iter().zip(first..).map(|(weight, t)| weight * at(t, &seq.v, d)).sum::<f64>() / sum
+            weights.iter().zip(first..).map(|(weight, t)| weight * at(t, &v, d)).sum::<f64>() / sum
         }));
     }
     out
@@ -260,7 +269,7 @@ struct Case {
 
 fn cases() -> impl Strategy<Value = Case> {
     let sizes = (
-        select(vec![DType::F32, DType::F16, DType::BF16]),
+        select(vec![DType::F32, DType::F16, DType::BF16, DType::I8]),
         select(vec![8usize, 16, 16, 24, 32, 32, 64, 128, 160]),
         1..=3usize,
         select(vec![1usize, 2, 3, 4, 5, 7, 9]),

@@ -8,7 +8,7 @@ use proptest::{prelude::*, sample::select};
 proptest! {
     #[test]
     fn a_slot_reads_as_it_was_written(
-        dtype in select(vec![DType::F32, DType::F16, DType::BF16]),
+        dtype in select(vec![DType::F32, DType::F16, DType::BF16, DType::I8]),
         role in select(vec![KvRole::Key, KvRole::Value]),
         block in select(vec![8usize, 16, 24, 32, 64, 128]),
         heads in 1..4usize,
@@ -37,6 +37,11 @@ proptest! {
             cache.read(slot, &mut out);
             match slots.iter().position(|s| *s as usize == slot) {
                 None => prop_assert!(out.iter().all(|x| x.is_nan()), "slot {} was not written", slot),
+                Some(token) if dtype == DType::I8 => {
+                    for (out, row) in out.chunks(dim).zip(values[token * stride..][..row].chunks(dim)) {
+                        prop_assert!(is_in_counts(row, out), "{:?} as {:?}", row, out);
+                    }
+                }
                 Some(token) => {
                     for (out, x) in out.iter().zip(&values[token * stride..]) {
                         let want = match dtype {
@@ -50,6 +55,19 @@ proptest! {
             }
         }
     }
+}
+
+/// Whether `out` is `row` in whole counts of a 127th of its largest magnitude, to the nearest; NaN where it has what is
+/// not finite.
+fn is_in_counts(row: &[f32], out: &[f32]) -> bool {
+    if row.iter().any(|x| !x.is_finite()) {
+        return out.iter().all(|x| x.is_nan());
+    }
+    let largest = row.iter().fold(0.0, |max: f64, x| max.max(f64::from(x.abs())));
+    let step = largest / 127.0;
+    // Half a step, and what f32 loses on the way; magnitudes that an inverse cannot be taken of are 0.
+    let tolerance = if largest < 1.6e-36 { largest } else { step * 0.50002 };
+    row.iter().zip(out).all(|(x, out)| (f64::from(*x) - f64::from(*out)).abs() <= tolerance)
 }
 
 #[test]

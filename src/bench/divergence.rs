@@ -1,5 +1,5 @@
-//! How far one precision's next-token distributions stray from the other's: the price of speed, on positions of the
-//! caller's choice.
+//! How far `fast` next-token distributions, over the KV cache that the caller chose, stray from those of `reference`
+//! over one of f32: the price of speed and of memory, on positions of the caller's choice.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 use millrace_engine::{BlockId, Logits, Row, Runner, SeqId, Step, Want};
 use serde::{Deserialize, Serialize};
 
-use crate::args::{ModelArgs, PrecisionArg};
+use crate::args::{KvDtype, ModelArgs, PrecisionArg};
 use crate::load;
 
 /// A sequence of the file: distributions are compared after `tokens[from]` and after every later token.
@@ -36,8 +36,9 @@ pub(super) fn run(args: &ModelArgs, file: &Path, json: bool) -> anyhow::Result<(
     let sequences: Vec<Sequence> = serde_json::from_str(&text).with_context(|| {
         format!("{}: a list of {{\"tokens\": [...], \"from\": N}} is wanted", file.display())
     })?;
-    let reference = distributions(args, PrecisionArg::Reference, &sequences)?;
-    let fast = distributions(args, PrecisionArg::Fast, &sequences)?;
+    let exact = ModelArgs { precision: PrecisionArg::Reference, kv_dtype: KvDtype::F32, ..args.clone() };
+    let reference = distributions(&exact, &sequences)?;
+    let fast = distributions(&ModelArgs { precision: PrecisionArg::Fast, ..args.clone() }, &sequences)?;
     let mut found = Divergence { positions: reference.len(), mean_kl: 0.0, max_kl: 0.0, same_top: 0.0 };
     ensure!(found.positions > 0, "{} names no position", file.display());
     for (p, q) in reference.iter().zip(&fast) {
@@ -62,12 +63,8 @@ fn top(row: &[f64]) -> Option<usize> {
 }
 
 /// Log-probabilities of the whole vocabulary at every position that is asked for.
-fn distributions(
-    args: &ModelArgs,
-    precision: PrecisionArg,
-    sequences: &[Sequence],
-) -> anyhow::Result<Vec<Vec<f64>>> {
-    let loaded = load::open(&ModelArgs { precision, ..args.clone() })?;
+fn distributions(args: &ModelArgs, sequences: &[Sequence]) -> anyhow::Result<Vec<Vec<f64>>> {
+    let loaded = load::open(args)?;
     let mut runner = loaded.runner;
     let mut rows = Vec::new();
     for (i, sequence) in sequences.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use millrace_graph::Type;
+use millrace_graph::{DType, Type};
 
 use super::{
     AttentionCall, Shape,
@@ -10,7 +10,7 @@ use super::{
     simd::{Element, Function, Simd, exp2, fold_sum},
     tile::{self, Tile},
 };
-use crate::kv::LANES;
+use crate::kv::{KvTensor, LANES};
 
 /// What a thread needs to run items; its own.
 #[derive(Debug)]
@@ -188,12 +188,14 @@ impl Job<'_> {
                     None => self.ahead::<E>(&views[0], head, after),
                 };
                 let (keys, values) = self.pages::<E>(&views[at], head, place);
+                let scales = self.scales(&views[at], head, place);
                 let tile = Tile {
                     shape,
                     softcap: call.params.softcap,
                     queries: run * shape.queries,
                     keys,
                     values,
+                    scales,
                     q: scratch.q[at * shape.queries * shape.dim..].as_ptr(),
                     // SAFETY: the run lies within the group.
                     state: unsafe { state.add(at * shape.queries * shape.record()) },
@@ -215,6 +217,20 @@ impl Job<'_> {
         let (keys, values) = (call.k.page(block, head).cast::<E>(), call.v.page(block, head).cast::<E>());
         // A tile's tokens follow those before it in the head's page.
         (keys.wrapping_add(place.within * shape.dim), values.wrapping_add(place.within * shape.padded_dim))
+    }
+
+    /// The scales of a tile's keys and of its values, in an 8-bit cache.
+    fn scales(self, view: &View, head: usize, place: Place) -> Option<(*const f32, *const f32)> {
+        let (call, shape) = (self.call, &self.schedule.shape);
+        if shape.dtype != DType::I8 {
+            return None;
+        }
+        let block = call.tables[view.table + place.block] as usize;
+        let of = |cache: &KvTensor| {
+            let page = cache.page(block, head).wrapping_add(cache.geometry().page());
+            page.cast::<f32>().wrapping_add(place.within)
+        };
+        Some((of(call.k), of(call.v)))
     }
 
     /// The tile that comes next, where its token sees some of it.

@@ -201,7 +201,8 @@ unsafe fn run_with<S: simd::Simd>(s: S, job: item::Job<'_>, scratch: &mut Scratc
         match job.schedule.shape.dtype {
             DType::F32 => job.run::<S, f32>(s, scratch),
             DType::F16 => job.run::<S, f16>(s, scratch),
-            _ => job.run::<S, bf16>(s, scratch),
+            DType::BF16 => job.run::<S, bf16>(s, scratch),
+            _ => job.run::<S, i8>(s, scratch),
         }
     }
 }

@@ -105,6 +105,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> F32 {
+        // SAFETY: the caller's; an array is aligned as its elements are.
+        unsafe { *from.cast::<[i8; 8]>() }.map(f32::from)
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32, a: F32) {
         // SAFETY: the caller's; an array is aligned as its elements are.
         unsafe { to.cast::<F32>().write(a) }

@@ -50,6 +50,9 @@ pub(super) trait Simd: Copy {
     /// `from` is readable for eight elements.
     unsafe fn load_bf16(self, from: *const bf16) -> Self::F32;
     /// # Safety
+    /// `from` is readable for eight elements.
+    unsafe fn load_i8(self, from: *const i8) -> Self::F32;
+    /// # Safety
     /// `to` is writable for eight floats.
     unsafe fn store(self, to: *mut f32, a: Self::F32);
 }
@@ -97,6 +100,16 @@ impl Element for bf16 {
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F32 {
         // SAFETY: the caller's.
         unsafe { s.load_bf16(from) }
+    }
+}
+
+impl Element for i8 {
+    const CONVERTS: bool = true;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F32 {
+        // SAFETY: the caller's.
+        unsafe { s.load_i8(from) }
     }
 }
 

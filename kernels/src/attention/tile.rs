@@ -24,6 +24,8 @@ pub(super) struct Tile<'a, E> {
     pub(super) keys: *const E,
     /// `[tile][padded D]`
     pub(super) values: *const E,
+    /// `[tile]` each: what keys and values are to be multiplied with, where they are counts.
+    pub(super) scales: Option<(*const f32, *const f32)>,
     /// `[queries][D]`, scaled.
     pub(super) q: *const f32,
     /// A record for each query.
@@ -79,11 +81,11 @@ pub(super) unsafe fn attend<S: Simd, E: Element>(s: S, tile: &Tile<'_, E>, scrat
         // SAFETY: the caller's.
         return unsafe { attend_as(s, tile, scratch) };
     }
-    let Tile { shape, softcap, queries, q, state, ranges, next, .. } = *tile;
+    let Tile { shape, softcap, queries, scales, q, state, ranges, next, .. } = *tile;
     s.call(Convert { from: tile.keys, to: &mut scratch.keys });
     s.call(Convert { from: tile.values, to: &mut scratch.values });
     let (keys, values) = (scratch.keys.as_ptr(), scratch.values.as_ptr());
-    let tile = Tile { shape, softcap, queries, keys, values, q, state, ranges, next };
+    let tile = Tile { shape, softcap, queries, keys, values, scales, q, state, ranges, next };
     // SAFETY: the caller's; the panels hold the tile.
     unsafe { attend_as(s, &tile, scratch) };
 }
@@ -108,8 +110,9 @@ unsafe fn attend_as<S: Simd, E: Element>(s: S, tile: &Tile<'_, E>, scratch: &mut
         }
         at += rows;
     }
-    let Tile { shape, softcap, queries, state, ranges, .. } = *tile;
-    s.call(Weights { shape, softcap, queries, state, ranges, scratch });
+    let Tile { shape, softcap, queries, scales, state, ranges, .. } = *tile;
+    let values = scales.map(|(_, values)| values);
+    s.call(Weights { shape, softcap, queries, values, state, ranges, scratch });
     // Apart from the keys, for a core has only so many misses under way at once.
     if let Some((_, values)) = tile.next {
         s.prefetch(values, bytes * shape.padded_dim);
@@ -189,6 +192,13 @@ impl<E: Element, const R: usize> Scores<'_, E, R> {
                 }
             }
             let scores = self.scores.add(self.at * width + column);
+            if let Some((keys, _)) = self.tile.scales {
+                for sums in &mut sums {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.mul(*sum, s.load(keys.add(column + v * LANES)));
+                    }
+                }
+            }
             for (r, sums) in sums.iter().enumerate() {
                 for (v, sum) in sums.iter().enumerate() {
                     s.store(scores.add(r * width + v * LANES), *sum);
@@ -204,6 +214,8 @@ struct Weights<'a> {
     shape: &'a Shape,
     softcap: Option<f32>,
     queries: usize,
+    /// The values' scales, which the weights take in.
+    values: Option<*const f32>,
     state: *mut f32,
     ranges: &'a [(usize, usize)],
     scratch: &'a mut Scratch,
@@ -237,8 +249,13 @@ impl Function for Weights<'_> {
                 for column in (0..shape.tile).step_by(LANES) {
                     let at = scores.add(query * shape.tile + column);
                     let weight = exp2(s, s.sub(s.load(at), base));
-                    s.store(at, weight);
                     sum = s.add(sum, weight);
+                    // What is not seen may become NaN here, and is not summed.
+                    let weight = match self.values {
+                        Some(scales) => s.mul(weight, s.load(scales.add(column))),
+                        None => weight,
+                    };
+                    s.store(at, weight);
                 }
                 s.store(record, sum);
             }
