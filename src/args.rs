@@ -32,12 +32,10 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
 }
 
-/// Which model, and how it is run: common to all commands.
+/// Sizes and layout. They shape the compiled graphs, so `compile` and what runs the graphs are to be given the same, and
+/// have the same defaults.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct ModelArgs {
-    /// A Hugging Face directory, a GGUF file, or a hub id (`org/name`, or `org/name@revision`).
-    #[arg(long, value_name = "PATH")]
-    pub(crate) model: String,
+pub(crate) struct GraphArgs {
     /// Longest sequence in tokens, prompt and answer together; the model's own context length unless given.
     #[arg(long, value_name = "TOKENS")]
     pub(crate) max_model_len: Option<usize>,
@@ -47,16 +45,38 @@ pub(crate) struct ModelArgs {
     /// New tokens computed in one iteration: the prompt chunk beside the running answers.
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     pub(crate) max_num_batched_tokens: usize,
+    /// Tokens in a KV block.
+    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
+    pub(crate) block_size: usize,
+    /// Memory for the KV cache (`4GiB`, `800MB`), on each core of a device; a share of what is free unless given.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) kv_memory: Option<Bytes>,
+    /// Neuron: the device.
+    #[arg(long, value_parser = ["inf2", "trn1", "trn2"])]
+    pub(crate) target: Option<String>,
+    /// Neuron: cores that share the model.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) tensor_parallel_size: usize,
+    /// Neuron: graphs to use instead of planned ones: `ROWSxWIDTH@BLOCKS[+adjust]`, with commas between.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) buckets: Option<String>,
+    /// Neuron: the graph compiler; `neuronx-cc` where it is installed unless given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) compiler: Option<PathBuf>,
+}
+
+/// Which model, and how it is run: common to all commands that run one.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ModelArgs {
+    /// A Hugging Face directory, a GGUF file, or a hub id (`org/name`, or `org/name@revision`).
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) graph: GraphArgs,
     /// Prompt tokens computed in an iteration that also decodes: fewer keep the pauses of running answers
     /// shorter, more bring first tokens sooner.
     #[arg(long, value_name = "TOKENS", default_value_t = 64)]
     pub(crate) max_prefill_beside_decode: usize,
-    /// Tokens in a KV block.
-    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
-    pub(crate) block_size: usize,
-    /// Memory for the KV cache (`4GiB`, `800MB`); a share of what is free unless given.
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) kv_memory: Option<Bytes>,
     /// Element type of the KV cache; `int8`, with a scale for each token and head, holds nearly twice the tokens of
     /// `f16` and is on the CPU only.
     #[arg(long, value_enum, default_value_t = KvDtype::F16)]
@@ -77,18 +97,10 @@ pub(crate) struct ModelArgs {
     /// Neuron: the runtime library; looked for where it is installed unless given.
     #[arg(long, value_name = "PATH")]
     pub(crate) neuron_library: Option<PathBuf>,
-    /// Neuron: the device.
-    #[arg(long, value_parser = ["inf2", "trn1", "trn2"])]
-    pub(crate) target: Option<String>,
-    /// Neuron: cores that share the model.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) tensor_parallel_size: usize,
-    /// Neuron: graphs to use instead of planned ones: `ROWSxWIDTH@BLOCKS[+adjust]`, with commas between.
-    #[arg(long, value_name = "LIST")]
-    pub(crate) buckets: Option<String>,
-    /// Neuron: the graph compiler; `neuronx-cc` where it is installed unless given.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) compiler: Option<PathBuf>,
+    /// Neuron: seconds after which a call that has not returned is taken to hang, and the process ends with an error;
+    /// half as long again as NEURON_RT_EXEC_TIMEOUT unless given, and 900 where that is not set either.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) execute_timeout: Option<u64>,
     /// CPU threads; one per available core unless given.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -199,52 +211,27 @@ pub(crate) struct CompileArgs {
     /// A Hugging Face directory (of which `config.json` suffices), a GGUF file, or a hub id.
     #[arg(long, value_name = "PATH")]
     pub(crate) model: String,
-    /// The device.
-    #[arg(long, value_parser = ["inf2", "trn1", "trn2"])]
-    pub(crate) target: String,
-    /// Cores that share the model.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(crate) tensor_parallel_size: usize,
+    #[command(flatten)]
+    pub(crate) graph: GraphArgs,
     /// Element type of weights, activations and KV cache.
     #[arg(long, value_enum, default_value_t = DeviceDtype::Bf16)]
     pub(crate) dtype: DeviceDtype,
     /// Store matrices in 8 bits, with a scale for each output channel.
     #[arg(long, value_enum)]
     pub(crate) weights: Option<DeviceWeightsArg>,
-    /// Graphs to compile instead of planned ones: `ROWSxWIDTH@BLOCKS[+adjust]`, with commas between.
-    #[arg(long, value_name = "LIST")]
-    pub(crate) buckets: Option<String>,
     /// Lengths to expect: JSON lines with `prompt_tokens`, `completion_tokens` and `count`, or lines of a prompt
     /// length and a count.
     #[arg(long, value_name = "FILE")]
     pub(crate) histogram: Option<PathBuf>,
-    /// Longest sequence in tokens, prompt and answer together; the model's own context length unless given.
-    #[arg(long, value_name = "TOKENS")]
-    pub(crate) max_model_len: Option<usize>,
-    /// Sequences that run at the same time.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub(crate) max_num_seqs: usize,
-    /// Tokens of a prompt chunk.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
-    pub(crate) max_num_batched_tokens: usize,
-    /// Tokens in a KV block.
-    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
-    pub(crate) block_size: usize,
     /// Candidates that each core returns for a token.
     #[arg(long, value_name = "K", default_value_t = 64)]
     pub(crate) candidates: usize,
-    /// Memory of each core for the KV cache (`4GiB`, `800MB`); most of what is left unless given.
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) kv_memory: Option<Bytes>,
     /// The store that is filled.
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,
     /// Compilers at the same time; one per available CPU core unless given.
     #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<usize>,
-    /// The graph compiler.
-    #[arg(long, value_name = "PATH", default_value = "neuronx-cc")]
-    pub(crate) compiler: PathBuf,
     /// Seconds that one graph may take.
     #[arg(long, value_name = "SECONDS", default_value_t = 4 * 3600)]
     pub(crate) compile_timeout: u64,

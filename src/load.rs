@@ -49,11 +49,12 @@ pub(crate) struct Engine {
     pub(crate) kv_bytes: usize,
 }
 
-/// Opens and packs the model that the arguments name.
-pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
+/// Opens and packs the model that the arguments name. Once `interrupted` says so, compilers that were started for it
+/// are ended; what cannot be interrupted goes on.
+pub(crate) fn open(args: &ModelArgs, interrupted: &(dyn Fn() -> bool + Sync)) -> anyhow::Result<Loaded> {
     for (flag, value) in [
-        ("--max-num-seqs", args.max_num_seqs),
-        ("--max-num-batched-tokens", args.max_num_batched_tokens),
+        ("--max-num-seqs", args.graph.max_num_seqs),
+        ("--max-num-batched-tokens", args.graph.max_num_batched_tokens),
         ("--threads", args.threads.unwrap_or(1)),
     ] {
         if value == 0 || value > 1 << 20 {
@@ -63,7 +64,7 @@ pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
     let path = find(&args.model)?;
     let checkpoint = Checkpoint::open(&path).with_context(|| format!("cannot load {}", path.display()))?;
     let context = checkpoint.config().context;
-    let max_model_len = match args.max_model_len {
+    let max_model_len = match args.graph.max_model_len {
         None => context,
         Some(0) => bail!("--max-model-len must be at least 1"),
         Some(tokens) if tokens > context => {
@@ -71,8 +72,8 @@ pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
         }
         Some(tokens) => tokens,
     };
-    if neuron::chosen(args) {
-        let runner = neuron::open(args, &checkpoint, max_model_len)
+    if neuron::chosen(args)? {
+        let runner = neuron::open(args, &checkpoint, max_model_len, interrupted)
             .with_context(|| format!("cannot run {} on NeuronCores", path.display()))?;
         let figures = Some(runner.figures());
         let name = model_name(&args.model);
@@ -95,8 +96,8 @@ pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
             PrecisionArg::Fast => Precision::Fast,
         },
         kv_dtype,
-        block_size: args.block_size,
-        kv_bytes: args.kv_memory.map_or_else(half_of_free_memory, |size| size.0),
+        block_size: args.graph.block_size,
+        kv_bytes: args.graph.kv_memory.map_or_else(half_of_free_memory, |size| size.0),
         weight_dtype: match args.dtype {
             WeightDtype::Auto => None,
             WeightDtype::F32 => Some(DType::F32),
@@ -104,8 +105,8 @@ pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Loaded> {
             WeightDtype::Bf16 => Some(DType::BF16),
         },
         max_model_len,
-        max_num_seqs: args.max_num_seqs,
-        max_num_batched_tokens: args.max_num_batched_tokens,
+        max_num_seqs: args.graph.max_num_seqs,
+        max_num_batched_tokens: args.graph.max_num_batched_tokens,
     };
     let bar = bytes_bar("packing weights");
     let runner = CpuRunner::load(&checkpoint, &options, &mut |done, total| {
@@ -152,8 +153,8 @@ impl Loaded {
     ) -> anyhow::Result<Engine> {
         let (vocab, kv) = (self.runner.vocab(), self.runner.kv());
         let config = EngineConfig {
-            max_num_seqs: args.max_num_seqs,
-            max_num_batched_tokens: args.max_num_batched_tokens,
+            max_num_seqs: args.graph.max_num_seqs,
+            max_num_batched_tokens: args.graph.max_num_batched_tokens,
             max_prefill_beside_decode: args.max_prefill_beside_decode,
             max_model_len: self.max_model_len,
             max_queued_requests,

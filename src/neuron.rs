@@ -4,44 +4,133 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use millrace_engine::neuron::buckets::{self, Limits};
+use millrace_engine::neuron::buckets::{self, Histogram, Limits};
 use millrace_engine::neuron::compiler::{CompileOptions, Compiler, compile_missing, ensure};
 use millrace_engine::neuron::memory::KvOptions;
 use millrace_engine::neuron::store::Store;
 use millrace_engine::neuron::{
-    Device, NeuronOptions, NeuronRunner, PlanOptions, Planned, Spec, Target, label, load, plan,
+    Device, NeuronOptions, NeuronRunner, PlanOptions, Spec, Target, label, load, plan,
 };
 use millrace_graph::DType;
 use millrace_models::Checkpoint;
 use millrace_models::device::{DeviceModel, DeviceWeights, TopKForm};
 use neuron_sys::{Library, sysfs};
 
-use crate::args::{Backend, KvDtype, ModelArgs, WeightDtype};
+use crate::args::{Backend, GraphArgs, KvDtype, ModelArgs, WeightDtype};
 use crate::load::{bytes_bar, model_name};
+
+/// The graph compiler where none is named.
+pub(crate) const COMPILER: &str = "neuronx-cc";
 
 /// Best tokens that each core returns of a row of logits; `millrace compile` has the same unless told otherwise.
 const CANDIDATES: usize = 64;
 
-/// Above what the runtime waits for an execution (`NEURON_RT_EXEC_TIMEOUT`), so that it may say so itself.
-const HANG: Duration = Duration::from_secs(900);
+/// By which the runtime is told how many seconds an execution may take.
+const EXEC_TIMEOUT: &str = "NEURON_RT_EXEC_TIMEOUT";
+
+/// What the vendor's guide gives as the runtime's own default for trn1 and inf2.
+const EXEC_TIMEOUT_SECONDS: u64 = 600;
 
 /// Whether NeuronCores are to be used: asked for, or there with their library where nothing was asked for.
-pub(crate) fn chosen(args: &ModelArgs) -> bool {
+///
+/// # Errors
+/// Where there are NeuronCores, and the library that was named for them is none.
+pub(crate) fn chosen(args: &ModelArgs) -> anyhow::Result<bool> {
     match args.backend {
-        Backend::Cpu => false,
-        Backend::Neuron => true,
-        Backend::Auto => {
-            sysfs::scan(Path::new("/")).usable().next().is_some()
-                && Library::open(args.neuron_library.as_deref()).is_ok()
+        Backend::Cpu => Ok(false),
+        Backend::Neuron => Ok(true),
+        Backend::Auto if sysfs::scan(Path::new("/")).usable().next().is_none() => {
+            if args.neuron_library.is_some() {
+                tracing::warn!("there is no NeuronCore here: --neuron-library is not used, the CPU computes");
+            }
+            Ok(false)
         }
+        Backend::Auto => match Library::open(args.neuron_library.as_deref()) {
+            Ok(_) => Ok(true),
+            Err(error) if args.neuron_library.is_some() => Err(error).context("--neuron-library"),
+            Err(error) => {
+                tracing::warn!("there are NeuronCores here, but {error}; the CPU computes");
+                Ok(false)
+            }
+        },
     }
 }
 
-/// Loads the checkpoint onto NeuronCores.
+/// How long a call of the runtime may take before it is taken to hang. Above what the runtime itself waits for an
+/// execution, so that it may say so first.
+fn hang(args: &ModelArgs) -> Duration {
+    let runtimes = std::env::var(EXEC_TIMEOUT).ok().and_then(|seconds| seconds.trim().parse::<u64>().ok());
+    if let (Some(ours), Some(its)) = (args.execute_timeout, runtimes)
+        && ours <= its
+    {
+        tracing::warn!(
+            "--execute-timeout {ours} is not above {EXEC_TIMEOUT}={its}: the runtime gets no time to say what hangs"
+        );
+    }
+    let its = runtimes.unwrap_or(EXEC_TIMEOUT_SECONDS).clamp(1, 1 << 32);
+    Duration::from_secs(args.execute_timeout.unwrap_or(its + its.div_ceil(2)))
+}
+
+/// What a command chooses of its graphs besides [`GraphArgs`].
+pub(crate) struct Choice {
+    pub(crate) dtype: DType,
+    pub(crate) weights: DeviceWeights,
+    pub(crate) candidates: usize,
+    pub(crate) histogram: Option<Histogram>,
+}
+
+impl GraphArgs {
+    /// What the graphs must cover, for a model of so many tokens of context.
+    pub(crate) fn limits(&self, context: usize) -> Limits {
+        Limits {
+            max_num_seqs: self.max_num_seqs,
+            max_model_len: self.max_model_len.unwrap_or(context),
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            block_size: self.block_size,
+        }
+    }
+
+    /// What is planned by: the same for the command that compiles and for those that run.
+    ///
+    /// # Errors
+    /// Where `--target` is missing, or `--buckets` are none.
+    pub(crate) fn plan_options(
+        &self,
+        model: &str,
+        context: usize,
+        choice: Choice,
+    ) -> anyhow::Result<PlanOptions> {
+        let Some(target) = &self.target else {
+            bail!("graphs are compiled for a device: give --target inf2, trn1 or trn2");
+        };
+        let target: Target = target.parse().map_err(anyhow::Error::msg).context("--target")?;
+        let Choice { dtype, weights, candidates, histogram } = choice;
+        Ok(PlanOptions {
+            name: model_name(model),
+            target,
+            model: DeviceModel {
+                ranks: self.tensor_parallel_size,
+                dtype,
+                weights,
+                candidates,
+                top_k: TopKForm::Hlo,
+                block_size: self.block_size,
+                kv_blocks: 1,
+            },
+            limits: self.limits(context),
+            kv: KvOptions { bytes: self.kv_memory.map(|size| size.0) },
+            buckets: self.buckets.as_deref().map(buckets::parse).transpose().context("--buckets")?,
+            histogram,
+        })
+    }
+}
+
+/// Loads the checkpoint onto NeuronCores. Once `interrupted` says so, compilers are ended.
 pub(crate) fn open(
     args: &ModelArgs,
     checkpoint: &Checkpoint,
     max_model_len: usize,
+    interrupted: &(dyn Fn() -> bool + Sync),
 ) -> anyhow::Result<NeuronRunner> {
     if args.kv_dtype == KvDtype::Int8 {
         bail!("--kv-dtype int8 is for the CPU backend: on NeuronCores the cache has the type of --dtype");
@@ -51,24 +140,30 @@ pub(crate) fn open(
             "--backend neuron needs --neuron-store DIR, where `millrace compile` has put the compiled graphs"
         );
     };
-    let planned = planned(args, checkpoint, max_model_len)?;
+    let dtype = match args.dtype {
+        WeightDtype::Auto | WeightDtype::Bf16 => DType::BF16,
+        WeightDtype::F32 => DType::F32,
+        WeightDtype::F16 => bail!("--dtype f16: NeuronCores compute in bf16 or f32 here"),
+    };
+    let choice = Choice { dtype, weights: DeviceWeights::Float, candidates: CANDIDATES, histogram: None };
+    let planned = plan(checkpoint.config(), &args.graph.plan_options(&args.model, max_model_len, choice)?)?;
     let store = Store::new(store);
-    let compiler = match &args.compiler {
+    let compiler = match &args.graph.compiler {
         Some(program) => Some(Compiler::new(program)?),
         // Absent on most hosts that serve: then the store must have every graph.
-        None => Compiler::new(Path::new("neuronx-cc")).ok(),
+        None => Compiler::new(Path::new(COMPILER)).ok(),
     };
     let options = NeuronOptions {
         model: planned.spec.model.clone(),
         max_model_len,
-        max_num_seqs: args.max_num_seqs,
-        max_num_batched_tokens: args.max_num_batched_tokens,
-        hang: HANG,
+        max_num_seqs: args.graph.max_num_seqs,
+        max_num_batched_tokens: args.graph.max_num_batched_tokens,
+        hang: hang(args),
     };
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let timeout = Duration::from_secs(4 * 3600);
-    let compiling = CompileOptions { jobs, timeout, interrupted: &|| false };
-    let device = Device::open(args.neuron_library.as_deref(), args.tensor_parallel_size)?;
+    let compiling = CompileOptions { jobs, timeout, interrupted };
+    let device = Device::open(args.neuron_library.as_deref(), args.graph.tensor_parallel_size)?;
     let bar = bytes_bar("uploading weights");
     let progress = |bytes: u64| bar.inc(bytes);
     let runner = load(device, checkpoint, &planned.spec.config, &options, &progress, &mut |model| {
@@ -88,42 +183,4 @@ pub(crate) fn open(
     });
     bar.finish_and_clear();
     Ok(runner?)
-}
-
-fn planned(args: &ModelArgs, checkpoint: &Checkpoint, max_model_len: usize) -> anyhow::Result<Planned> {
-    let Some(target) = &args.target else {
-        bail!("--backend neuron needs --target inf2, trn1 or trn2");
-    };
-    let target: Target = target.parse().map_err(anyhow::Error::msg).context("--target")?;
-    let dtype = match args.dtype {
-        WeightDtype::Auto | WeightDtype::Bf16 => DType::BF16,
-        WeightDtype::F32 => DType::F32,
-        WeightDtype::F16 => bail!("--dtype f16: NeuronCores compute in bf16 or f32 here"),
-    };
-    let buckets = args.buckets.as_deref().map(buckets::parse).transpose().context("--buckets")?;
-    Ok(plan(
-        checkpoint.config(),
-        &PlanOptions {
-            name: model_name(&args.model),
-            target,
-            model: DeviceModel {
-                ranks: args.tensor_parallel_size,
-                dtype,
-                weights: DeviceWeights::Float,
-                candidates: CANDIDATES,
-                top_k: TopKForm::Hlo,
-                block_size: args.block_size,
-                kv_blocks: 1,
-            },
-            limits: Limits {
-                max_num_seqs: args.max_num_seqs,
-                max_model_len,
-                max_num_batched_tokens: args.max_num_batched_tokens,
-                block_size: args.block_size,
-            },
-            kv: KvOptions { bytes: args.kv_memory.map(|size| size.0) },
-            buckets,
-            histogram: None,
-        },
-    )?)
 }

@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -13,6 +14,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::ServeArgs;
 use crate::load::{self, Engine, Text};
+
+/// How long compilers get to end when a signal comes while the model is loaded; each is killed if it takes longer than
+/// a part of it.
+const COMPILERS_END: Duration = Duration::from_secs(4);
 
 /// Serves until a signal ends it.
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
@@ -34,8 +39,10 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     )?;
     let assistant = assistant(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let engine = runtime.block_on(listen(args, address, api_keys, assistant))?;
-    match engine {
+    let engine = runtime.block_on(listen(args, address, api_keys, assistant));
+    // Dropped, it would wait for a model that is still being loaded.
+    runtime.shutdown_background();
+    match engine? {
         None => Ok(()),
         Some(engine) => engine.stop(),
     }
@@ -72,8 +79,10 @@ async fn listen(
     let engine = {
         let (model, max_queued_requests) = (args.model.clone(), args.max_queued_requests);
         let install = service.clone();
-        let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
-            let loaded = load::open(&model)?;
+        let interrupt = Arc::new(AtomicBool::new(false));
+        let interrupted = interrupt.clone();
+        let mut loading = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
+            let loaded = load::open(&model, &|| interrupted.load(Ordering::Relaxed))?;
             let Text { tokenizer, template, defaults } = loaded.text()?;
             if template.is_none() {
                 tracing::warn!("the model has no chat template: /v1/completions only");
@@ -89,9 +98,14 @@ async fn listen(
             Ok(engine)
         });
         tokio::select! {
-            loaded = loading => loaded.context("loading the model panicked")??,
+            loaded = &mut loading => loaded.context("loading the model panicked")??,
             // A signal came first; what was loaded so far goes with the process.
-            () = async { let _ = signals.await; } => return Ok(None),
+            () = async { let _ = signals.await; } => {
+                interrupt.store(true, Ordering::Relaxed);
+                // Compilers are programs of their own, which would stay behind.
+                let _ = tokio::time::timeout(COMPILERS_END, loading).await;
+                return Ok(None);
+            }
         }
     };
     // An engine that has died is of no use to anybody: the process ends, and its supervisor starts it anew.

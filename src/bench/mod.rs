@@ -31,7 +31,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         return divergence::run(&args.model, file, args.json);
     }
     let started = Instant::now();
-    let loaded = load::open(&args.model)?;
+    let loaded = load::open(&args.model, &|| false)?;
     let model_name = loaded.name.clone();
     let longest = args.input_len.high + args.output_len.high;
     if longest > loaded.max_model_len {
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         e2e_ms: Percentiles::of(timings.iter().map(Timing::total).collect()),
         steps: sums.steps,
         mean_batch_rows: mean_rows,
-        batch_occupancy: mean_rows / args.model.max_num_seqs.min(concurrency) as f64,
+        batch_occupancy: mean_rows / args.model.graph.max_num_seqs.min(concurrency) as f64,
         padding: 0.0,
         prefix_hit_rate: sums.prefix_hits as f64 / sums.prefix_queries.max(1) as f64,
         preemptions: sums.preemptions,

@@ -12,15 +12,15 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_engine::neuron::buckets::{self, Histogram, Limits, Padding};
 use millrace_engine::neuron::compiler::{CompileOptions, Compiler, Outcome, compile_missing};
-use millrace_engine::neuron::memory::KvOptions;
 use millrace_engine::neuron::store::Store;
-use millrace_engine::neuron::{Bucket, PlanOptions, Planned, Target, label, plan};
+use millrace_engine::neuron::{Bucket, Planned, label, plan};
 use millrace_graph::DType;
-use millrace_models::device::{DeviceModel, DeviceWeights, TopKForm};
-use millrace_models::{Config, read_config};
+use millrace_models::device::DeviceWeights;
+use millrace_models::read_config;
 
 use crate::args::{CompileArgs, DeviceDtype};
 use crate::load;
+use crate::neuron::{COMPILER, Choice};
 
 /// Plans, prints, compiles.
 pub(crate) fn run(args: &CompileArgs) -> anyhow::Result<()> {
@@ -34,31 +34,7 @@ pub(crate) fn run(args: &CompileArgs) -> anyhow::Result<()> {
             Some(Histogram::parse(&text).with_context(|| file.display().to_string())?)
         }
     };
-    let planned = plan(&config, &options(args, &config, histogram.clone())?)?;
-    print!("{}", planned.memory);
-    let limits = limits(args, &config);
-    let histogram = histogram.unwrap_or_else(|| Histogram::typical(limits.max_model_len));
-    print!("{}", padding_table(&planned.buckets, &limits, &histogram, args.histogram.is_some()));
-    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    match args.hlo_only {
-        true => write_hlo(&planned, &args.output, jobs),
-        false => fill_store(&planned, args, jobs),
-    }
-}
-
-fn limits(args: &CompileArgs, config: &Config) -> Limits {
-    Limits {
-        max_num_seqs: args.max_num_seqs,
-        max_model_len: args.max_model_len.unwrap_or(config.context),
-        max_num_batched_tokens: args.max_num_batched_tokens,
-        block_size: args.block_size,
-    }
-}
-
-fn options(args: &CompileArgs, config: &Config, histogram: Option<Histogram>) -> anyhow::Result<PlanOptions> {
-    let target: Target = args.target.parse().map_err(anyhow::Error::msg).context("--target")?;
-    let model = DeviceModel {
-        ranks: args.tensor_parallel_size,
+    let choice = Choice {
         dtype: match args.dtype {
             DeviceDtype::Bf16 => DType::BF16,
             DeviceDtype::F32 => DType::F32,
@@ -68,23 +44,18 @@ fn options(args: &CompileArgs, config: &Config, histogram: Option<Histogram>) ->
             None => DeviceWeights::Float,
         },
         candidates: args.candidates,
-        top_k: TopKForm::Hlo,
-        block_size: args.block_size,
-        kv_blocks: 1,
+        histogram: histogram.clone(),
     };
-    let buckets = match &args.buckets {
-        None => None,
-        Some(text) => Some(buckets::parse(text).context("--buckets")?),
-    };
-    Ok(PlanOptions {
-        name: load::model_name(&args.model),
-        target,
-        model,
-        limits: limits(args, config),
-        kv: KvOptions { bytes: args.kv_memory.map(|size| size.0) },
-        buckets,
-        histogram,
-    })
+    let planned = plan(&config, &args.graph.plan_options(&args.model, config.context, choice)?)?;
+    print!("{}", planned.memory);
+    let limits = args.graph.limits(config.context);
+    let histogram = histogram.unwrap_or_else(|| Histogram::typical(limits.max_model_len));
+    print!("{}", padding_table(&planned.buckets, &limits, &histogram, args.histogram.is_some()));
+    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    match args.hlo_only {
+        true => write_hlo(&planned, &args.output, jobs),
+        false => fill_store(&planned, args, jobs),
+    }
 }
 
 /// What each set of buckets pads, the chosen one last.
@@ -145,7 +116,7 @@ fn write_hlo(planned: &Planned, output: &Path, jobs: usize) -> anyhow::Result<()
 }
 
 fn fill_store(planned: &Planned, args: &CompileArgs, jobs: usize) -> anyhow::Result<()> {
-    let compiler = Compiler::new(&args.compiler)?;
+    let compiler = Compiler::new(args.graph.compiler.as_deref().unwrap_or(Path::new(COMPILER)))?;
     let store = Store::new(&args.output);
     let stale = store.clean()?;
     if stale > 0 {
