@@ -8,6 +8,7 @@ Each check prints a line. The exit code is 0 if all of them hold.
 """
 
 import argparse
+import json
 import sys
 import time
 import traceback
@@ -183,6 +184,96 @@ def scoring_a_prompt(client, model):
     assert answer.usage.completion_tokens == 0
 
 
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 120}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def is_person(text):
+    person = json.loads(text)
+    assert set(person) == {"name", "age"} and len(person["name"]) <= 12 and 0 <= person["age"] <= 120, person
+
+
+@check
+def json_schema(client, model):
+    form = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
+    arguments = dict(model=model, messages=ask("Invent a person."), max_tokens=200, response_format=form, temperature=1.5)
+    answer = client.chat.completions.create(n=3, seed=5, **arguments)
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        is_person(choice.message.content)
+    chunks = client.chat.completions.create(stream=True, seed=6, **arguments)
+    is_person("".join(c.choices[0].delta.content or "" for c in chunks))
+    colours = {"structured_outputs": {"choice": ["red", "green"]}}
+    answer = client.chat.completions.create(model=model, messages=ask("A colour?"), max_tokens=10, extra_body=colours)
+    assert answer.choices[0].message.content in ("red", "green")
+
+
+@check
+def tools(client, model):
+    function = {"name": "save_person", "description": "Saves a person.", "parameters": PERSON}
+    offered = [{"type": "function", "function": function}]
+    arguments = dict(
+        model=model, messages=ask("Save Ann, 7."), tools=offered, parallel_tool_calls=False, max_tokens=200, seed=3
+    )
+    named = {"type": "function", "function": {"name": "save_person"}}
+    for choice in ("required", named):
+        answer = client.chat.completions.create(tool_choice=choice, **arguments).choices[0]
+        assert answer.finish_reason == "tool_calls" and len(answer.message.tool_calls) == 1
+        call = answer.message.tool_calls[0]
+        assert call.id and call.function.name == "save_person"
+        is_person(call.function.arguments)
+        with client.chat.completions.stream(tool_choice=choice, **arguments) as stream:
+            for _ in stream:
+                pass
+            final = stream.get_final_completion().choices[0]
+        assert final.message.tool_calls[0].function.arguments == call.function.arguments
+    auto = client.chat.completions.create(tool_choice="auto", **arguments).choices[0]
+    assert auto.message.content or auto.message.tool_calls
+    history = ask("Save Ann, 7.") + [
+        {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]},
+        {"role": "tool", "tool_call_id": call.id, "content": "saved"},
+    ]
+    try:
+        answer = client.chat.completions.create(model=model, messages=history, tools=offered, max_tokens=4)
+        assert answer.usage.prompt_tokens > 0
+    except openai.BadRequestError as error:
+        # A model's chat template may refuse the results of tools.
+        assert error.param.startswith("messages"), error
+
+
+@check
+def embeddings(client, model):
+    served = [known.id for known in client.models.list().data]
+    inputs = ["Is it warm?", "Does it keep the cold out?", "The pan is made of carbon steel."]
+    for name in reversed(served):
+        try:
+            # The package asks for base64 by itself.
+            answer = client.embeddings.create(model=name, input=inputs)
+            break
+        except openai.NotFoundError:
+            continue
+    else:
+        print("no embedding model is served")
+        return
+    vectors = [entry.embedding for entry in answer.data]
+    assert [entry.index for entry in answer.data] == [0, 1, 2] and answer.usage.prompt_tokens > 10
+    near = lambda a, b: sum(x * y for x, y in zip(a, b))
+    assert abs(near(vectors[0], vectors[0]) - 1) < 1e-4 and near(vectors[0], vectors[1]) > near(vectors[0], vectors[2])
+    floats = client.embeddings.create(model=name, input=inputs[2], encoding_format="float")
+    assert max(abs(x - y) for x, y in zip(floats.data[0].embedding, vectors[2])) < 1e-6
+    of_ids = client.embeddings.create(model=name, input=[[101, 2003, 102], [101, 102]])
+    assert len(of_ids.data) == 2 and len(of_ids.data[0].embedding) == len(vectors[0])
+    call = lambda **changes: lambda: client.embeddings.create(**{"model": name, "input": "x", **changes})
+    refused(call(input=""), openai.BadRequestError, "input")
+    refused(call(input=["x", "word " * 5000]), openai.BadRequestError, "input[1]")
+    refused(call(dimensions=1), openai.BadRequestError, "dimensions")
+    refused(call(model="no-such-model"), openai.NotFoundError, "model")
+
+
 @check
 def errors(client, model):
     def call(**changes):
@@ -194,6 +285,9 @@ def errors(client, model):
     refused(call(temperature=-1), openai.BadRequestError, "temperature")
     refused(call(max_tokens=-1), openai.BadRequestError, "max_tokens")
     refused(call(n=0), openai.BadRequestError, "n")
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}
+    refused(call(response_format=schema), openai.BadRequestError, "response_format.json_schema.schema")
+    refused(call(tool_choice="required"), openai.BadRequestError, "tool_choice")
     refused(call(top_logprobs=2), openai.BadRequestError, "top_logprobs")
     refused(call(logit_bias={"99999999": 1}), openai.BadRequestError, "logit_bias")
     refused(call(stream_options={"include_usage": True}), openai.BadRequestError, "stream_options")

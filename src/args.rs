@@ -131,6 +131,16 @@ pub(crate) struct ServeArgs {
     /// Listen beyond this machine without an API key.
     #[arg(long)]
     pub(crate) allow_unauthenticated: bool,
+    /// The index that the shopping assistant answers from, as `millrace index` builds it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) index: Option<PathBuf>,
+    /// Folder of a sentence encoder (scripts/fetch-encoder gets one): serves /v1/embeddings, and finds evidence in the
+    /// index by its meaning. The index must have been built with the same one.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) embedding_model: Option<PathBuf>,
+    /// CPU threads of the encoder; a quarter of the available cores unless given.
+    #[arg(long, value_name = "N")]
+    pub(crate) embedding_threads: Option<usize>,
     /// What the shopping assistant does, in TOML: stores that give live data, limits. See docs/assistant.md.
     #[arg(long, value_name = "FILE")]
     pub(crate) assistant_config: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::ServeArgs;
+use crate::index;
 use crate::load::{self, Engine, Text};
 
 /// How long compilers get to end when a signal comes while the model is loaded; each is killed if it takes longer than
@@ -37,9 +39,9 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     check_bind(address, !api_keys.is_empty(), args.allow_unauthenticated).context(
         "refusing to listen (--api-key-file gives a key, --allow-unauthenticated opens the server to everybody)",
     )?;
-    let assistant = assistant(args)?;
+    let setup = Setup::read(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let engine = runtime.block_on(listen(args, address, api_keys, assistant));
+    let engine = runtime.block_on(listen(args, address, api_keys, setup));
     // Dropped, it would wait for a model that is still being loaded.
     runtime.shutdown_background();
     match engine? {
@@ -53,7 +55,7 @@ async fn listen(
     args: &ServeArgs,
     address: SocketAddr,
     api_keys: Vec<ApiKey>,
-    assistant: Assistant,
+    setup: Setup,
 ) -> anyhow::Result<Option<Engine>> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
@@ -71,7 +73,6 @@ async fn listen(
         shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
         ..ServerConfig::default()
     });
-    service.install_assistant(assistant);
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let signals = tokio::spawn(end_on_signals(service.clone(), terminate, interrupt));
     let serving = tokio::spawn(serve(listener, service.clone()));
@@ -82,6 +83,7 @@ async fn listen(
         let interrupt = Arc::new(AtomicBool::new(false));
         let interrupted = interrupt.clone();
         let mut loading = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
+            setup.install(&install)?;
             let loaded = load::open(&model, &|| interrupted.load(Ordering::Relaxed))?;
             let Text { tokenizer, template, defaults } = loaded.text()?;
             if template.is_none() {
@@ -120,21 +122,56 @@ async fn listen(
     Ok(Some(engine))
 }
 
-/// The assistant as its configuration wants it.
-fn assistant(args: &ServeArgs) -> anyhow::Result<Assistant> {
-    let config = match &args.assistant_config {
-        None => AssistantConfig::default(),
-        Some(path) => {
-            let file = path.display();
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;
-            toml::from_str(&text).with_context(|| format!("{file} is no configuration of the assistant"))?
+/// What the assistant and `/v1/embeddings` are made of.
+struct Setup {
+    config: AssistantConfig,
+    threads: usize,
+    key: [u8; 32],
+}
+
+impl Setup {
+    /// Reads the configuration. Flags go before what it says; its paths start from the folder it lies in.
+    fn read(args: &ServeArgs) -> anyhow::Result<Setup> {
+        let mut config = match &args.assistant_config {
+            None => AssistantConfig::default(),
+            Some(path) => {
+                let file = path.display();
+                let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {file}"))?;
+                let mut config: AssistantConfig = toml::from_str(&text)
+                    .with_context(|| format!("{file} is no configuration of the assistant"))?;
+                let folder = path.parent().unwrap_or(Path::new(""));
+                for path in [&mut config.index, &mut config.embedding_model].into_iter().flatten() {
+                    *path = folder.join(&*path);
+                }
+                config
+            }
+        };
+        config.index = args.index.clone().or(config.index);
+        config.embedding_model = args.embedding_model.clone().or(config.embedding_model);
+        let threads = match args.embedding_threads {
+            Some(threads) if (1..=1024).contains(&threads) => threads,
+            Some(threads) => bail!("--embedding-threads is {threads}; it must lie between 1 and 1024"),
+            None => std::thread::available_parallelism().map_or(1, usize::from).div_ceil(4),
+        };
+        let mut key = [0; 32];
+        std::fs::File::open("/dev/urandom")
+            .and_then(|mut random| random.read_exact(&mut key))
+            .context("cannot read random bytes")?;
+        Ok(Setup { config, threads, key })
+    }
+
+    /// Loads encoder and index, and gives them to the service.
+    fn install(self, service: &Service) -> anyhow::Result<()> {
+        let Setup { config, threads, key } = self;
+        let encoder = config.embedding_model.as_ref().map(|path| index::open(path, threads)).transpose()?;
+        let retrieve =
+            config.index.as_ref().map(|path| index::retriever(path, encoder.clone())).transpose()?;
+        if let (Some(path), Some(encoder)) = (&config.embedding_model, encoder) {
+            service.install_embeddings(load::model_name(&path.to_string_lossy()), encoder);
         }
-    };
-    let mut key = [0; 32];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut key))
-        .context("cannot read random bytes")?;
-    Ok(Assistant::new(config, None, key)?)
+        service.install_assistant(Assistant::new(config, retrieve, key)?);
+        Ok(())
+    }
 }
 
 /// The first SIGTERM or SIGINT drains, the second aborts what still runs.

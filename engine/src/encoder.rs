@@ -1,4 +1,5 @@
-//! Sentence embeddings on the CPU: texts of like length share a batch, since padding is computed too.
+//! Sentence embeddings: what any backend's [`Encoder`] promises, and the one on the CPU, where texts of like length share
+//! a batch, since padding is computed too.
 
 use millrace_graph::{ParamKind, Type};
 use millrace_kernels::{Executor, Plan, Pool, Precision, Weights};
@@ -46,6 +47,28 @@ pub enum EncodeError {
     /// The graph could not be planned or run: a defect of this program, or no memory.
     #[error("the encoder failed: {0}")]
     Failed(String),
+}
+
+/// A sentence encoder on some backend. A text's embedding does not depend on the texts beside it.
+pub trait Encoder: Send {
+    /// The encoder's configuration.
+    fn config(&self) -> &EncoderConfig;
+
+    /// One embedding of `hidden` floats and length one for each list of token ids.
+    ///
+    /// # Errors
+    /// Where a text is empty, too long or has an unknown token, and nothing is computed then; or where the backend fails.
+    fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EncodeError>;
+}
+
+impl Encoder for CpuEncoder {
+    fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EncodeError> {
+        CpuEncoder::embed(self, texts)
+    }
 }
 
 /// A sentence encoder on the CPU. A text's embedding is the same to the bit alone and in any batch.

@@ -42,6 +42,8 @@ fn embeddings_are_those_of_the_reference() {
     let plain = ["is it waterproof?", "", "naïve café — 冬のゴルフ 🏌️", &"a ".repeat(1000)];
     let ids: Vec<Vec<u32>> = plain.iter().map(|text| tokenizer.encode(text).expect("ids")).collect();
     assert_eq!(ids.last().map(Vec::len), Some(max), "a long text is cut");
+    let whole = tokenizer.encode_whole(plain[3]).expect("ids");
+    assert_eq!((whole.len(), &whole[..max - 1]), (1002, &ids[3][..max - 1]));
     let together = encoder.embed(&ids).expect("embeddings");
     for (ids, embedding) in ids.iter().zip(&together) {
         let alone = encoder.embed(std::slice::from_ref(ids)).expect("an embedding");

@@ -2,9 +2,9 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
-use millrace_engine::encoder::{CpuEncoder, EncodeError};
+use millrace_engine::encoder::{CpuEncoder, EncodeError, Encoder};
 use millrace_models::EncoderCheckpoint;
 use millrace_models::text::{EncoderTokenizer, TextError};
 use sha2::{Digest, Sha256};
@@ -52,23 +52,36 @@ pub trait Embed: Send + Sync {
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
 }
 
-/// A sentence encoder on the CPU, with its tokenizer. Calls take turns.
+/// A sentence encoder with its tokenizer. Calls take turns.
 pub struct TextEncoder {
-    encoder: Mutex<CpuEncoder>,
+    encoder: Mutex<Box<dyn Encoder>>,
+    /// Held while waiting for the encoder, so that who asks again and again lets the one who waits go first: a shopper's
+    /// question between the batches of a long list.
+    next: Mutex<()>,
     tokenizer: EncoderTokenizer,
     id: String,
     dim: usize,
+    vocab: usize,
     max_tokens: usize,
 }
 
 impl TextEncoder {
-    /// Loads the encoder in a folder of sentence-transformers.
+    /// Loads the encoder in a folder of sentence-transformers, for the CPU.
     ///
     /// # Errors
     /// Where its files are missing, malformed, or of another kind of model.
     pub fn open(path: &Path, threads: usize) -> Result<TextEncoder, EmbedLoadError> {
         let checkpoint = EncoderCheckpoint::open(path)?;
-        let (max_tokens, dim) = (checkpoint.config().max_tokens, checkpoint.config().hidden);
+        TextEncoder::new(path, Box::new(CpuEncoder::load(&checkpoint, threads)?))
+    }
+
+    /// An encoder that was loaded from this folder, on whatever backend.
+    ///
+    /// # Errors
+    /// Where the folder has no tokenizer, or its files cannot be read.
+    pub fn new(path: &Path, encoder: Box<dyn Encoder>) -> Result<TextEncoder, EmbedLoadError> {
+        let config = encoder.config();
+        let (max_tokens, dim, vocab) = (config.max_tokens, config.hidden, config.vocab);
         let tokenizer = EncoderTokenizer::from_directory(path, max_tokens)?;
         let mut hash = Sha256::new();
         for file in ["tokenizer.json", "model.safetensors"] {
@@ -85,8 +98,13 @@ impl TextEncoder {
             }
         }
         let id = hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        let encoder = Mutex::new(CpuEncoder::load(&checkpoint, threads)?);
-        Ok(TextEncoder { encoder, tokenizer, id, dim, max_tokens })
+        let (encoder, next) = (Mutex::new(encoder), Mutex::new(()));
+        Ok(TextEncoder { encoder, next, tokenizer, id, dim, vocab, max_tokens })
+    }
+
+    /// Ids are below this.
+    pub fn vocab(&self) -> usize {
+        self.vocab
     }
 
     /// Tokens of the longest text that is not cut.
@@ -94,7 +112,7 @@ impl TextEncoder {
         self.max_tokens
     }
 
-    /// The ids of a text.
+    /// The ids of a text, cut to [`max_tokens`](Self::max_tokens).
     ///
     /// # Errors
     /// Where the tokenizer refuses it.
@@ -102,13 +120,24 @@ impl TextEncoder {
         self.tokenizer.encode(text)
     }
 
+    /// All ids of a text, also more than the encoder takes.
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses it.
+    pub fn tokenize_whole(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        self.tokenizer.encode_whole(text)
+    }
+
     /// A vector for each list of ids.
     ///
     /// # Errors
     /// Where a list is empty, too long, or has an unknown id.
     pub fn embed_ids(&self, ids: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EncodeError> {
+        let turn = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         // A panic leaves nothing behind that the next call could stumble over: each batch fills its own inputs.
-        self.encoder.lock().unwrap_or_else(std::sync::PoisonError::into_inner).embed(ids)
+        let mut encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(turn);
+        encoder.embed(ids)
     }
 }
 

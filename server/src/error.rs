@@ -81,6 +81,12 @@ impl ApiError {
         ApiError { param: Some("model".into()), ..error }
     }
 
+    /// 404: no encoder was loaded.
+    pub(crate) fn no_embeddings() -> Self {
+        let message = "this server has no embedding model; millrace serve --embedding-model loads one";
+        ApiError::new(StatusCode::NOT_FOUND, "not_found_error", Some("model_not_found"), message)
+    }
+
     /// 405.
     pub(crate) fn method(allow: &'static str) -> Self {
         let message = format!("this path answers to {allow}");

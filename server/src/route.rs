@@ -22,6 +22,7 @@ use crate::service::Service;
 pub(crate) enum Route<'a> {
     Chat,
     Completion,
+    Embeddings,
     Assist,
     /// The stream of a session's last answer.
     AssistStream(&'a str),
@@ -42,6 +43,7 @@ fn find<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, ApiError> {
     let (route, allowed, allow) = match path {
         "/v1/chat/completions" => (Route::Chat, post, "POST"),
         "/v1/completions" => (Route::Completion, post, "POST"),
+        "/v1/embeddings" => (Route::Embeddings, post, "POST"),
         "/v1/assist" => (Route::Assist, post, "POST"),
         "/tokenize" => (Route::Tokenize, post, "POST"),
         "/detokenize" => (Route::Detokenize, post, "POST"),
@@ -77,6 +79,7 @@ impl Route<'_> {
         match self {
             Route::Chat => "/v1/chat/completions",
             Route::Completion => "/v1/completions",
+            Route::Embeddings => "/v1/embeddings",
             Route::Assist => "/v1/assist",
             Route::AssistStream(_) => "/v1/assist/{session}/stream",
             Route::Tokenize => "/tokenize",
@@ -136,6 +139,10 @@ async fn answer(
             let body = read().await?;
             openai::completion(service, body, Caller { request_id, tenant }).await
         }
+        Route::Embeddings => {
+            service.ready()?;
+            openai::embeddings(service, read().await?).await
+        }
         Route::Assist => {
             service.ready()?;
             let shopper = headers.get("x-shopper-token").and_then(|v| v.to_str().ok());
@@ -143,6 +150,8 @@ async fn answer(
             assist::assist(service, read().await?, tenant, shopper).await
         }
         Route::AssistStream(session) => {
+            // Until the model is there nothing has been answered, and the assistant itself may still be on its way.
+            service.loaded()?;
             let last = headers.get("last-event-id").and_then(|v| v.to_str().ok());
             Ok(assist::resume(service, session, &tenant, last))
         }

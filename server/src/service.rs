@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::assistant::Assistant;
 use crate::config::ServerConfig;
+use crate::embed::TextEncoder;
 use crate::error::ApiError;
 use crate::grammar::{Compiler, GrammarError};
 use crate::metrics::{HttpMetrics, Metrics};
@@ -102,6 +103,13 @@ pub struct Service {
     running: watch::Sender<bool>,
     blocking: Semaphore,
     assistant: OnceLock<Assistant>,
+    embeddings: OnceLock<Embeddings>,
+}
+
+/// What `/v1/embeddings` serves.
+pub(crate) struct Embeddings {
+    pub(crate) name: String,
+    pub(crate) encoder: Arc<TextEncoder>,
 }
 
 impl Service {
@@ -123,6 +131,7 @@ impl Service {
             running: watch::Sender::new(false),
             blocking: Semaphore::new(threads),
             assistant: OnceLock::new(),
+            embeddings: OnceLock::new(),
             config,
         })
     }
@@ -140,6 +149,17 @@ impl Service {
         if self.assistant.set(assistant).is_err() {
             tracing::warn!("an assistant is installed already");
         }
+    }
+
+    /// Serves a sentence encoder under this name, before requests come. A second one is ignored.
+    pub fn install_embeddings(&self, name: String, encoder: Arc<TextEncoder>) {
+        if self.embeddings.set(Embeddings { name, encoder }).is_err() {
+            tracing::warn!("an encoder is installed already");
+        }
+    }
+
+    pub(crate) fn embeddings(&self) -> Option<&Embeddings> {
+        self.embeddings.get()
     }
 
     pub(crate) fn assistant(&self) -> &Assistant {

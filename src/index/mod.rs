@@ -217,7 +217,20 @@ async fn answer(
         .collect())
 }
 
-fn open(path: &Path, threads: usize) -> anyhow::Result<Arc<TextEncoder>> {
+/// The index as the assistant asks it.
+pub(crate) fn retriever(
+    index: &Path,
+    encoder: Option<Arc<TextEncoder>>,
+) -> anyhow::Result<Arc<dyn Retrieve>> {
+    if encoder.is_none() {
+        tracing::warn!("without --embedding-model the index is searched by words only, not by meaning");
+    }
+    let encoder = encoder.map(|encoder| encoder as Arc<dyn Embed>);
+    Ok(Arc::new(EmbeddedIndex::open(index, encoder).context("cannot open the index")?))
+}
+
+/// The sentence encoder in a folder.
+pub(crate) fn open(path: &Path, threads: usize) -> anyhow::Result<Arc<TextEncoder>> {
     let encoder = TextEncoder::open(path, threads);
     Ok(Arc::new(encoder.with_context(|| format!("cannot load the encoder in {}", path.display()))?))
 }

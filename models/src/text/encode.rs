@@ -10,11 +10,14 @@ use super::{TextError, files};
 
 /// The tokenizer of a sentence encoder; clones share it.
 #[derive(Clone)]
-pub struct EncoderTokenizer(Arc<tokenizers::Tokenizer>);
+pub struct EncoderTokenizer {
+    cut: Arc<tokenizers::Tokenizer>,
+    whole: Arc<tokenizers::Tokenizer>,
+}
 
 impl std::fmt::Debug for EncoderTokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "EncoderTokenizer of {} ids", self.0.get_vocab_size(true))
+        write!(f, "EncoderTokenizer of {} ids", self.cut.get_vocab_size(true))
     }
 }
 
@@ -35,6 +38,8 @@ impl EncoderTokenizer {
             .map_err(|_| TextError::malformed(&place, "the tokenizers library cannot make sense of it"))?
             .map_err(|error| TextError::malformed(&place, error))?;
         stages.with_padding(None);
+        stages.with_truncation(None).map_err(|error| TextError::malformed(&place, error))?;
+        let whole = Arc::new(stages.clone());
         let cut = TruncationParams {
             direction: TruncationDirection::Right,
             max_length: max_tokens,
@@ -42,17 +47,29 @@ impl EncoderTokenizer {
             stride: 0,
         };
         stages.with_truncation(Some(cut)).map_err(|error| TextError::malformed(&place, error))?;
-        Ok(Self(Arc::new(stages)))
+        Ok(Self { cut: Arc::new(stages), whole })
     }
 
-    /// The ids of a text.
+    /// The ids of a text, cut to the most there may be.
     ///
     /// # Errors
     /// If the tokenizer gives up on it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let failed = |why: String| TextError::Encode(why);
-        let encoding = catch_unwind(AssertUnwindSafe(|| self.0.encode_fast(text, true)))
-            .map_err(|_| failed("the tokenizers library failed on it".to_owned()))?;
-        Ok(encoding.map_err(|error| failed(error.to_string()))?.get_ids().to_vec())
+        encode(&self.cut, text)
     }
+
+    /// All ids of a text, for those who would rather refuse it than cut it.
+    ///
+    /// # Errors
+    /// If the tokenizer gives up on it.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        encode(&self.whole, text)
+    }
+}
+
+fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, TextError> {
+    let failed = |why: String| TextError::Encode(why);
+    let encoding = catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, true)))
+        .map_err(|_| failed("the tokenizers library failed on it".to_owned()))?;
+    Ok(encoding.map_err(|error| failed(error.to_string()))?.get_ids().to_vec())
 }

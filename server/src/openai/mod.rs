@@ -2,6 +2,7 @@
 //! a stream, both from the same [`Delta`](choice::Delta)s.
 
 mod choice;
+mod embeddings;
 mod generate;
 mod models;
 mod parse;
@@ -12,6 +13,7 @@ mod tokenize;
 mod tools;
 
 pub(crate) use choice::{Choice, Choices, Rules};
+pub(crate) use embeddings::embeddings;
 pub(crate) use generate::{Caller, chat, completion};
 pub(crate) use models::{model, models};
 pub(crate) use prompt::template_error;

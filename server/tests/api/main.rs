@@ -15,6 +15,7 @@ mod completion;
 mod connection;
 mod disconnect;
 mod drain;
+mod embeddings;
 mod json_suite;
 mod metrics;
 mod model;

@@ -6,6 +6,7 @@ mod log;
 mod request;
 mod retrieve;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,10 @@ pub(crate) use answer::{assist, resume};
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AssistantConfig {
+    /// The index of catalog, reviews and answers, for whoever opens it.
+    pub index: Option<PathBuf>,
+    /// Folder of the encoder that the index was built with, for whoever loads it.
+    pub embedding_model: Option<PathBuf>,
     /// Hosts that links of answers and cards may lead to; links within the shop's own site always may.
     pub allowed_hosts: Vec<String>,
     /// Tokens of an answer at most.
@@ -50,6 +55,8 @@ pub struct AssistantConfig {
 impl Default for AssistantConfig {
     fn default() -> Self {
         AssistantConfig {
+            index: None,
+            embedding_model: None,
             allowed_hosts: Vec::new(),
             max_tokens: 512,
             temperature: 0.2,
