@@ -1,7 +1,7 @@
 //! From a grammar's text to a constraint, within limits.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -42,7 +42,11 @@ const LIMITS: ParserLimits = ParserLimits {
 
 /// Compiles grammars for one model.
 pub(crate) struct Compiler {
-    factory: ParserFactory,
+    tokenizer: Tokenizer,
+    eos: Vec<TokenId>,
+    /// The vocabulary as grammars are asked against it. Made for the first grammar: it takes tens of megabytes, and most
+    /// servers are never asked for one.
+    factory: OnceLock<Result<ParserFactory, GrammarError>>,
     cache: Mutex<Cache>,
     threads: Arc<Semaphore>,
 }
@@ -51,18 +55,17 @@ impl Compiler {
     /// For the tokens of a model, of which `eos` end a sequence.
     ///
     /// # Errors
-    /// [`GrammarError::NoEnd`] where none does, and [`GrammarError::Invalid`] where the vocabulary is unusable.
+    /// [`GrammarError::NoEnd`] where none does.
     pub(crate) fn new(tokenizer: &Tokenizer, eos: &[TokenId]) -> Result<Arc<Self>, GrammarError> {
-        let invalid =
-            |_| GrammarError::Invalid("the model's vocabulary cannot be put into a trie".to_owned());
-        // The trie asserts what it expects of a vocabulary.
-        let build = || vocabulary::environment(tokenizer, eos).map(|env| ParserFactory::new_simple(&env));
-        let factory = catch_unwind(AssertUnwindSafe(build)).map_err(invalid)?.ok_or(GrammarError::NoEnd)?;
-        let mut factory = factory.map_err(|error| GrammarError::Invalid(shorten(&error.to_string())))?;
-        factory.quiet();
-        *factory.limits_mut() = LIMITS;
+        let known = eos.iter().copied().filter(|id| (*id as usize) < tokenizer.vocab_size());
+        let eos: Vec<TokenId> = known.collect();
+        if eos.is_empty() {
+            return Err(GrammarError::NoEnd);
+        }
         Ok(Arc::new(Compiler {
-            factory,
+            tokenizer: tokenizer.clone(),
+            eos,
+            factory: OnceLock::new(),
             cache: Mutex::default(),
             threads: Arc::new(Semaphore::new(THREADS)),
         }))
@@ -71,7 +74,7 @@ impl Compiler {
     /// A constraint at the grammar's start, at once if it was compiled before.
     ///
     /// # Errors
-    /// See [`GrammarError`]; after half a second at the latest.
+    /// See [`GrammarError`]; after half a second at the latest, but that the first ones wait for the vocabulary.
     pub(crate) async fn compile(
         self: &Arc<Self>,
         grammar: Grammar,
@@ -79,6 +82,7 @@ impl Compiler {
         if let Some(matcher) = self.cache().get(&grammar) {
             return Ok(Box::new(Guided(matcher)));
         }
+        self.prepare().await;
         let end = Instant::now() + DEADLINE;
         let permit = timeout_at(end, self.threads.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| GrammarError::Busy)?.map_err(|_| GrammarError::Busy)?;
@@ -100,9 +104,40 @@ impl Compiler {
         }
     }
 
+    /// Sees to it that the vocabulary is there. Its time is no grammar's fault, so it counts towards no deadline; who
+    /// gives up waiting leaves the work to be finished for the others.
+    async fn prepare(self: &Arc<Self>) {
+        if self.factory.get().is_none() {
+            let permit = self.threads.clone().acquire_owned().await;
+            let compiler = self.clone();
+            let work = move || {
+                // Whoever compiles is told of what was wrong.
+                let _ = compiler.factory();
+                drop(permit);
+            };
+            let _ = tokio::task::spawn_blocking(work).await;
+        }
+    }
+
+    /// The vocabulary, made by the first who asks.
+    fn factory(&self) -> Result<&ParserFactory, GrammarError> {
+        let make = || {
+            let invalid =
+                |_| GrammarError::Invalid("the model's vocabulary cannot be put into a trie".to_owned());
+            // The trie asserts what it expects of a vocabulary.
+            let build = || ParserFactory::new_simple(&vocabulary::environment(&self.tokenizer, &self.eos));
+            let factory = catch_unwind(AssertUnwindSafe(build)).map_err(invalid)?;
+            let mut factory = factory.map_err(|error| GrammarError::Invalid(shorten(&error.to_string())))?;
+            factory.quiet();
+            *factory.limits_mut() = LIMITS;
+            Ok(factory)
+        };
+        self.factory.get_or_init(make).as_ref().map_err(Clone::clone)
+    }
+
     fn build(&self, grammar: Grammar) -> Result<Matcher, GrammarError> {
         let invalid = |message: &str| GrammarError::Invalid(shorten(message));
-        let parser = self.factory.create_parser(grammar.parse()?);
+        let parser = self.factory()?.create_parser(grammar.parse()?);
         let mut matcher = Matcher::new(parser);
         // What cannot even begin is a wrong grammar; and the first set is the same for every request.
         matcher.compute_mask_or_eos().map_err(|error| invalid(&error.to_string()))?;

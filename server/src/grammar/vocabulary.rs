@@ -29,12 +29,10 @@ fn words(tokenizer: &Tokenizer) -> Vec<Vec<u8>> {
     ids.map(word).collect()
 }
 
-/// The vocabulary; `None` where no token of it ends a sequence.
-pub(super) fn environment(tokenizer: &Tokenizer, eos: &[TokenId]) -> Option<TokEnv> {
+/// The vocabulary, in which the ids `ends` end a sequence: at least one of them, all within it.
+pub(super) fn environment(tokenizer: &Tokenizer, ends: &[TokenId]) -> TokEnv {
     let words = words(tokenizer);
-    let known = eos.iter().copied().filter(|id| (*id as usize) < words.len());
-    let ends: Vec<TokenId> = known.collect();
-    let info = TokRxInfo::new(words.len() as u32, *ends.first()?);
-    let trie = TokTrie::from(&info, &words).with_eos_tokens(&ends);
-    Some(Arc::new(ApproximateTokEnv::new(trie)))
+    let info = TokRxInfo::new(words.len() as u32, ends[0]);
+    let trie = TokTrie::from(&info, &words).with_eos_tokens(ends);
+    Arc::new(ApproximateTokEnv::new(trie))
 }
