@@ -60,9 +60,22 @@ pub(crate) struct GraphArgs {
     /// Neuron: graphs to use instead of planned ones: `ROWSxWIDTH@BLOCKS[+adjust]`, with commas between.
     #[arg(long, value_name = "LIST")]
     pub(crate) buckets: Option<String>,
+    /// Neuron: lengths to expect, by which graphs are planned: JSON lines with `prompt_tokens`, `completion_tokens` and
+    /// `count`, or lines of a prompt length and a count.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) histogram: Option<PathBuf>,
+    /// Neuron: store matrices in 8 bits, with a scale for each output channel.
+    #[arg(long, value_enum)]
+    pub(crate) weights: Option<DeviceWeightsArg>,
+    /// Neuron: candidates that each core returns for a token.
+    #[arg(long, value_name = "K", default_value_t = 64)]
+    pub(crate) candidates: usize,
     /// Neuron: the graph compiler; `neuronx-cc` where it is installed unless given.
     #[arg(long, value_name = "PATH")]
     pub(crate) compiler: Option<PathBuf>,
+    /// Neuron: a flag for the graph compiler besides those that it gets; may be given several times.
+    #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
+    pub(crate) compiler_flag: Vec<String>,
 }
 
 /// Which model, and how it is run: common to all commands that run one.
@@ -226,16 +239,6 @@ pub(crate) struct CompileArgs {
     /// Element type of weights, activations and KV cache.
     #[arg(long, value_enum, default_value_t = DeviceDtype::Bf16)]
     pub(crate) dtype: DeviceDtype,
-    /// Store matrices in 8 bits, with a scale for each output channel.
-    #[arg(long, value_enum)]
-    pub(crate) weights: Option<DeviceWeightsArg>,
-    /// Lengths to expect: JSON lines with `prompt_tokens`, `completion_tokens` and `count`, or lines of a prompt
-    /// length and a count.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) histogram: Option<PathBuf>,
-    /// Candidates that each core returns for a token.
-    #[arg(long, value_name = "K", default_value_t = 64)]
-    pub(crate) candidates: usize,
     /// The store that is filled.
     #[arg(long, value_name = "DIR")]
     pub(crate) output: PathBuf,

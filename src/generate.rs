@@ -22,7 +22,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         }
         text => text.to_owned(),
     };
-    let loaded = load::open(&args.model, &|| false)?;
+    let loaded = load::open(&args.model, &Default::default())?;
     let Text { tokenizer, template, defaults } = loaded.text()?;
     let ids = if args.raw {
         tokenizer.encode(&prompt, true)?

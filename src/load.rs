@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,9 +50,9 @@ pub(crate) struct Engine {
     pub(crate) kv_bytes: usize,
 }
 
-/// Opens and packs the model that the arguments name. Once `interrupted` says so, compilers that were started for it
+/// Opens and packs the model that the arguments name. Once `interrupted` is set, compilers that were started for it
 /// are ended; what cannot be interrupted goes on.
-pub(crate) fn open(args: &ModelArgs, interrupted: &(dyn Fn() -> bool + Sync)) -> anyhow::Result<Loaded> {
+pub(crate) fn open(args: &ModelArgs, interrupted: &Arc<AtomicBool>) -> anyhow::Result<Loaded> {
     for (flag, value) in [
         ("--max-num-seqs", args.graph.max_num_seqs),
         ("--max-num-batched-tokens", args.graph.max_num_batched_tokens),

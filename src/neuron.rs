@@ -1,29 +1,31 @@
 //! From the arguments to a runner on NeuronCores: plan, claim cores, upload, take programs from the store or compile.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use millrace_engine::neuron::buckets::{self, Histogram, Limits};
-use millrace_engine::neuron::compiler::{CompileOptions, Compiler, compile_missing, ensure};
+use millrace_engine::neuron::compiler::Compiler;
 use millrace_engine::neuron::memory::KvOptions;
 use millrace_engine::neuron::store::Store;
 use millrace_engine::neuron::{
-    Device, NeuronOptions, NeuronRunner, PlanOptions, Spec, Target, label, load, plan,
+    Device, FromStore, KvSource, NeuronOptions, NeuronRunner, PlanOptions, Target, load, plan,
 };
 use millrace_graph::DType;
 use millrace_models::Checkpoint;
 use millrace_models::device::{DeviceModel, DeviceWeights, TopKForm};
 use neuron_sys::{Library, sysfs};
 
-use crate::args::{Backend, GraphArgs, KvDtype, ModelArgs, WeightDtype};
+use crate::args::{Backend, DeviceWeightsArg, GraphArgs, KvDtype, ModelArgs, WeightDtype};
 use crate::load::{bytes_bar, model_name};
 
 /// The graph compiler where none is named.
 pub(crate) const COMPILER: &str = "neuronx-cc";
 
-/// Best tokens that each core returns of a row of logits; `millrace compile` has the same unless told otherwise.
-const CANDIDATES: usize = 64;
+/// How long one graph may take to compile while serving.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 
 /// By which the runtime is told how many seconds an execution may take.
 const EXEC_TIMEOUT: &str = "NEURON_RT_EXEC_TIMEOUT";
@@ -71,14 +73,6 @@ fn hang(args: &ModelArgs) -> Duration {
     Duration::from_secs(args.execute_timeout.unwrap_or(its + its.div_ceil(2)))
 }
 
-/// What a command chooses of its graphs besides [`GraphArgs`].
-pub(crate) struct Choice {
-    pub(crate) dtype: DType,
-    pub(crate) weights: DeviceWeights,
-    pub(crate) candidates: usize,
-    pub(crate) histogram: Option<Histogram>,
-}
-
 impl GraphArgs {
     /// What the graphs must cover, for a model of so many tokens of context.
     pub(crate) fn limits(&self, context: usize) -> Limits {
@@ -93,26 +87,36 @@ impl GraphArgs {
     /// What is planned by: the same for the command that compiles and for those that run.
     ///
     /// # Errors
-    /// Where `--target` is missing, or `--buckets` are none.
+    /// Where `--target` is missing, `--buckets` are none, or `--histogram` cannot be read.
     pub(crate) fn plan_options(
         &self,
         model: &str,
         context: usize,
-        choice: Choice,
+        dtype: DType,
     ) -> anyhow::Result<PlanOptions> {
         let Some(target) = &self.target else {
             bail!("graphs are compiled for a device: give --target inf2, trn1 or trn2");
         };
         let target: Target = target.parse().map_err(anyhow::Error::msg).context("--target")?;
-        let Choice { dtype, weights, candidates, histogram } = choice;
+        let histogram = match &self.histogram {
+            None => None,
+            Some(file) => {
+                let text = std::fs::read_to_string(file)
+                    .with_context(|| format!("cannot read {}", file.display()))?;
+                Some(Histogram::parse(&text).with_context(|| file.display().to_string())?)
+            }
+        };
         Ok(PlanOptions {
             name: model_name(model),
             target,
             model: DeviceModel {
                 ranks: self.tensor_parallel_size,
                 dtype,
-                weights,
-                candidates,
+                weights: match self.weights {
+                    Some(DeviceWeightsArg::Int8) => DeviceWeights::Int8,
+                    None => DeviceWeights::Float,
+                },
+                candidates: self.candidates,
                 top_k: TopKForm::Hlo,
                 block_size: self.block_size,
                 kv_blocks: 1,
@@ -121,6 +125,7 @@ impl GraphArgs {
             kv: KvOptions { bytes: self.kv_memory.map(|size| size.0) },
             buckets: self.buckets.as_deref().map(buckets::parse).transpose().context("--buckets")?,
             histogram,
+            compiler_flags: self.compiler_flag.clone(),
         })
     }
 }
@@ -130,7 +135,7 @@ pub(crate) fn open(
     args: &ModelArgs,
     checkpoint: &Checkpoint,
     max_model_len: usize,
-    interrupted: &(dyn Fn() -> bool + Sync),
+    interrupted: &Arc<AtomicBool>,
 ) -> anyhow::Result<NeuronRunner> {
     if args.kv_dtype == KvDtype::Int8 {
         bail!("--kv-dtype int8 is for the CPU backend: on NeuronCores the cache has the type of --dtype");
@@ -145,9 +150,7 @@ pub(crate) fn open(
         WeightDtype::F32 => DType::F32,
         WeightDtype::F16 => bail!("--dtype f16: NeuronCores compute in bf16 or f32 here"),
     };
-    let choice = Choice { dtype, weights: DeviceWeights::Float, candidates: CANDIDATES, histogram: None };
-    let planned = plan(checkpoint.config(), &args.graph.plan_options(&args.model, max_model_len, choice)?)?;
-    let store = Store::new(store);
+    let planned = plan(checkpoint.config(), &args.graph.plan_options(&args.model, max_model_len, dtype)?)?;
     let compiler = match &args.graph.compiler {
         Some(program) => Some(Compiler::new(program)?),
         // Absent on most hosts that serve: then the store must have every graph.
@@ -155,32 +158,29 @@ pub(crate) fn open(
     };
     let options = NeuronOptions {
         model: planned.spec.model.clone(),
+        buckets: planned.buckets,
+        kv: match args.graph.kv_memory {
+            Some(_) => KvSource::Given,
+            None => KvSource::Device { reserve: planned.memory.programs + planned.memory.scratch },
+        },
         max_model_len,
         max_num_seqs: args.graph.max_num_seqs,
         max_num_batched_tokens: args.graph.max_num_batched_tokens,
         hang: hang(args),
     };
-    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    let timeout = Duration::from_secs(4 * 3600);
-    let compiling = CompileOptions { jobs, timeout, interrupted };
+    let config = planned.spec.config.clone();
+    let programs = FromStore {
+        spec: planned.spec,
+        store: Store::new(store),
+        compiler,
+        jobs: std::thread::available_parallelism().map_or(1, usize::from),
+        timeout: COMPILE_TIMEOUT,
+        interrupted: interrupted.clone(),
+    };
     let device = Device::open(args.neuron_library.as_deref(), args.graph.tensor_parallel_size)?;
     let bar = bytes_bar("uploading weights");
     let progress = |bytes: u64| bar.inc(bytes);
-    let runner = load(device, checkpoint, &planned.spec.config, &options, &progress, &mut |model| {
-        let spec = Spec { model: model.clone(), ..planned.spec.clone() };
-        compile_missing(
-            &spec,
-            &planned.buckets,
-            &store,
-            compiler.as_ref(),
-            &compiling,
-            &|bucket, outcome| {
-                tracing::info!(bucket = label(bucket), ?outcome, "program");
-            },
-        )?;
-        let program = |bucket| Ok(ensure(&spec, bucket, &store, compiler.as_ref(), &compiling)?.0);
-        planned.buckets.iter().map(program).collect()
-    });
+    let runner = load(device, checkpoint, &config, &options, &progress, Box::new(programs));
     bar.finish_and_clear();
     Ok(runner?)
 }

@@ -84,7 +84,7 @@ async fn listen(
         let interrupted = interrupt.clone();
         let mut loading = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
             setup.install(&install)?;
-            let loaded = load::open(&model, &|| interrupted.load(Ordering::Relaxed))?;
+            let loaded = load::open(&model, &interrupted)?;
             let Text { tokenizer, template, defaults } = loaded.text()?;
             if template.is_none() {
                 tracing::warn!("the model has no chat template: /v1/completions only");

@@ -10,17 +10,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use millrace_engine::cpu::{CpuOptions, CpuRunner};
 use millrace_engine::neuron::store::{Artefact, Store};
-use millrace_engine::neuron::{Bucket, Device, NeuronOptions, Spec, Target, load};
+use millrace_engine::neuron::{
+    Bucket, Device, KvSource, NeuronOptions, Provide, ProvideError, Spec, Target, load,
+};
 use millrace_engine::*;
 use millrace_graph::DType;
 use millrace_kernels::Precision;
-use millrace_models::Checkpoint;
 use millrace_models::device::{DeviceModel, DeviceWeights, TopKForm};
+use millrace_models::{Checkpoint, Config};
 use neuron_sys::{CoreThread, Runtime};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use softnrt::testing::Double;
@@ -91,9 +94,14 @@ fn model(directory: &Path) -> Checkpoint {
     Checkpoint::open(directory).expect("a model")
 }
 
-fn compile(store: &Store, checkpoint: &Checkpoint, model: &DeviceModel, bucket: Bucket) -> Artefact {
-    let config = checkpoint.config().clone();
-    let spec = Spec { config, model: model.clone(), name: "bench".into(), target: Target::Trn1 };
+fn compile(store: &Store, config: Config, model: &DeviceModel, bucket: Bucket) -> Artefact {
+    let spec = Spec {
+        config,
+        model: model.clone(),
+        name: "bench".into(),
+        target: Target::Trn1,
+        compiler_flags: Vec::new(),
+    };
     let request = spec.request(&bucket).expect("the model can be divided");
     let lock = store.lock(&request, "softcc", &|| false).expect("the lock is free");
     let staging = store.stage(lock, &request).expect("the store is writable");
@@ -104,6 +112,28 @@ fn compile(store: &Store, checkpoint: &Checkpoint, model: &DeviceModel, bucket: 
     softnrt::compiler::main(words);
     staging.commit(&request, "softcc", 0.0).expect("it compiled");
     store.find(&request, Some("softcc")).expect("the store is sound").expect("it was just compiled")
+}
+
+struct Programs {
+    store: Store,
+    config: Config,
+}
+
+impl Provide for Programs {
+    fn sizes(&mut self, _: &DeviceModel, _: &[Bucket]) -> Vec<usize> {
+        Vec::new()
+    }
+
+    fn provide(
+        &mut self,
+        model: &DeviceModel,
+        buckets: &[Bucket],
+        _: &AtomicBool,
+        each: &mut dyn FnMut(Artefact),
+    ) -> Result<(), ProvideError> {
+        buckets.iter().for_each(|bucket| each(compile(&self.store, self.config.clone(), model, *bucket)));
+        Ok(())
+    }
 }
 
 fn neuron(checkpoint: &Checkpoint, ranks: usize, double: &Double, store: PathBuf) -> Box<dyn Runner> {
@@ -117,16 +147,16 @@ fn neuron(checkpoint: &Checkpoint, ranks: usize, double: &Double, store: PathBuf
             block_size: BLOCK,
             kv_blocks: (ROWS + 1) * CONTEXT / BLOCK,
         },
+        buckets: BUCKETS.to_vec(),
+        kv: KvSource::Given,
         max_model_len: CONTEXT,
         max_num_seqs: ROWS,
         max_num_batched_tokens: CONTEXT,
         hang: Duration::from_secs(60),
     };
-    let store = Store::new(store);
+    let programs = Programs { store: Store::new(store), config: checkpoint.config().clone() };
     let device = Device::claim(double.library().clone(), ranks).expect("there are cores");
-    let runner = load(device, checkpoint, checkpoint.config(), &options, &|_| {}, &mut |model| {
-        Ok(BUCKETS.iter().map(|bucket| compile(&store, checkpoint, model, *bucket)).collect())
-    });
+    let runner = load(device, checkpoint, checkpoint.config(), &options, &|_| {}, Box::new(programs));
     Box::new(runner.expect("it loads"))
 }
 

@@ -64,7 +64,7 @@ fn top(row: &[f64]) -> Option<usize> {
 
 /// Log-probabilities of the whole vocabulary at every position that is asked for.
 fn distributions(args: &ModelArgs, sequences: &[Sequence]) -> anyhow::Result<Vec<Vec<f64>>> {
-    let loaded = load::open(args, &|| false)?;
+    let loaded = load::open(args, &Default::default())?;
     let mut runner = loaded.runner;
     let mut rows = Vec::new();
     for (i, sequence) in sequences.iter().enumerate() {

@@ -31,7 +31,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
         return divergence::run(&args.model, file, args.json);
     }
     let started = Instant::now();
-    let loaded = load::open(&args.model, &|| false)?;
+    let loaded = load::open(&args.model, &Default::default())?;
     let model_name = loaded.name.clone();
     let longest = args.input_len.high + args.output_len.high;
     if longest > loaded.max_model_len {

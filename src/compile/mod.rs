@@ -15,42 +15,26 @@ use millrace_engine::neuron::compiler::{CompileOptions, Compiler, Outcome, compi
 use millrace_engine::neuron::store::Store;
 use millrace_engine::neuron::{Bucket, Planned, label, plan};
 use millrace_graph::DType;
-use millrace_models::device::DeviceWeights;
 use millrace_models::read_config;
 
 use crate::args::{CompileArgs, DeviceDtype};
 use crate::load;
-use crate::neuron::{COMPILER, Choice};
+use crate::neuron::COMPILER;
 
 /// Plans, prints, compiles.
 pub(crate) fn run(args: &CompileArgs) -> anyhow::Result<()> {
     let path = load::find(&args.model)?;
     let config = read_config(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let histogram = match &args.histogram {
-        None => None,
-        Some(file) => {
-            let text =
-                std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            Some(Histogram::parse(&text).with_context(|| file.display().to_string())?)
-        }
+    let dtype = match args.dtype {
+        DeviceDtype::Bf16 => DType::BF16,
+        DeviceDtype::F32 => DType::F32,
     };
-    let choice = Choice {
-        dtype: match args.dtype {
-            DeviceDtype::Bf16 => DType::BF16,
-            DeviceDtype::F32 => DType::F32,
-        },
-        weights: match args.weights {
-            Some(_) => DeviceWeights::Int8,
-            None => DeviceWeights::Float,
-        },
-        candidates: args.candidates,
-        histogram: histogram.clone(),
-    };
-    let planned = plan(&config, &args.graph.plan_options(&args.model, config.context, choice)?)?;
+    let options = args.graph.plan_options(&args.model, config.context, dtype)?;
+    let planned = plan(&config, &options)?;
     print!("{}", planned.memory);
-    let limits = args.graph.limits(config.context);
-    let histogram = histogram.unwrap_or_else(|| Histogram::typical(limits.max_model_len));
-    print!("{}", padding_table(&planned.buckets, &limits, &histogram, args.histogram.is_some()));
+    let (limits, given) = (options.limits, options.histogram.is_some());
+    let histogram = options.histogram.unwrap_or_else(|| Histogram::typical(limits.max_model_len));
+    print!("{}", padding_table(&planned.buckets, &limits, &histogram, given));
     let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     match args.hlo_only {
         true => write_hlo(&planned, &args.output, jobs),

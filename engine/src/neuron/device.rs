@@ -1,12 +1,12 @@
 //! From a library to a runner: claim cores, put weights on them, load programs, warm and time each.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use millrace_models::device::{DeviceModel, device_weight, device_weights};
 use millrace_models::{Checkpoint, Config, ModelError};
-use neuron_sys::{CoreThread, CoreThreadError, Error, Library, OpenError, Phase, Reaction, Runtime};
+use neuron_sys::{CoreThread, CoreThreadError, Error, Library, OpenError, Pending, Phase, Reaction, Runtime};
 
 use super::failure::advice;
 use super::label;
@@ -119,7 +119,10 @@ impl NeuronLoadError {
 
 /// Cores that were claimed, each with its thread. Dropped, they are given back.
 pub struct Device {
-    pub(super) threads: Vec<CoreThread<Rank>>,
+    threads: Vec<CoreThread<Rank>>,
+    /// Held while work is sent to all cores: it must reach each of them in the same order, or ranks of two programs
+    /// would wait for each other.
+    order: Mutex<()>,
     pub(super) runtime: Arc<Runtime>,
     pub(super) opened: Instant,
 }
@@ -168,7 +171,7 @@ impl Device {
                     .map_err(NeuronLoadError::Spawn)
             })
             .collect::<Result<_, _>>()?;
-        Ok(Device { threads, runtime, opened })
+        Ok(Device { threads, order: Mutex::new(()), runtime, opened })
     }
 
     /// The library.
@@ -221,49 +224,57 @@ impl Device {
         Ok(free.into_iter().flatten().min())
     }
 
-    /// Loads programs on all cores, in place of those that were loaded, and makes their caches.
-    pub(super) fn load(&self, programs: &[Artefact]) -> Result<(), NeuronLoadError> {
-        self.on_all("unload", |rank| {
+    /// Forgets all programs and caches.
+    pub(super) fn unload(&self) -> Result<(), NeuronLoadError> {
+        let unloaded = self.on_all("unload", |rank| {
             rank.unload();
             Ok(())
-        })?;
-        for artefact in programs {
-            let (neff, manifest): (Arc<[u8]>, _) =
-                (artefact.neff.clone().into(), Arc::new(artefact.manifest.clone()));
-            // Ranks of a program with collectives wait for each other inside of the call.
-            let loading: Vec<_> = (self.threads.iter())
-                .map(|thread| {
-                    let (neff, manifest) = (neff.clone(), manifest.clone());
-                    thread.submit(move |rank| rank.load(&neff, &manifest))
-                })
-                .collect();
-            for (rank, loaded) in loading.into_iter().enumerate() {
-                loaded.wait().map_err(|source| NeuronLoadError::Thread { rank, source })?.map_err(
-                    |source| match source {
-                        BindError::Runtime(error) => {
-                            NeuronLoadError::core(rank, format!("program {}", label(&manifest.bucket)), error)
-                        }
-                        source => NeuronLoadError::Program { rank, source },
-                    },
-                )?;
-            }
+        });
+        unloaded.map(drop)
+    }
+
+    /// Loads a program on all cores, under this number; the first one makes the caches.
+    pub(super) fn load(&self, program: usize, artefact: &Artefact) -> Result<(), NeuronLoadError> {
+        let neff: Arc<[u8]> = artefact.neff.as_slice().into();
+        let manifest = Arc::new(artefact.manifest.clone());
+        // Ranks of a program with collectives wait for each other inside of the call.
+        let loading = {
+            let manifest = manifest.clone();
+            self.send(move |rank| rank.load(program, &neff, &manifest))
+        };
+        // All are waited for, so that none is loading still when the caller makes something of an error.
+        let mut failed = None;
+        for (rank, loaded) in loading.into_iter().enumerate() {
+            let error = match loaded.wait() {
+                Ok(Ok(())) => continue,
+                Ok(Err(BindError::Runtime(error))) => {
+                    NeuronLoadError::core(rank, format!("program {}", label(&manifest.bucket)), error)
+                }
+                Ok(Err(source)) => NeuronLoadError::Program { rank, source },
+                Err(source) => NeuronLoadError::Thread { rank, source },
+            };
+            failed.get_or_insert(error);
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Sends work to all cores.
+    pub(super) fn send<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Rank) -> T + Send + Clone + 'static,
+    ) -> Vec<Pending<T>> {
+        // A panic while it was held left nothing half done that is not sent.
+        let _order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        self.threads.iter().map(|thread| thread.submit(work.clone())).collect()
     }
 
     /// Does something on all cores at once.
     pub(super) fn on_all<T: Send + 'static>(
         &self,
         what: &str,
-        work: impl Fn(&mut Rank) -> Result<T, Error> + Send + Clone + 'static,
+        work: impl FnOnce(&mut Rank) -> Result<T, Error> + Send + Clone + 'static,
     ) -> Result<Vec<T>, NeuronLoadError> {
-        let pending: Vec<_> = (self.threads.iter())
-            .map(|thread| {
-                let work = work.clone();
-                thread.submit(move |rank| work(rank))
-            })
-            .collect();
-        let done = pending.into_iter().enumerate().map(|(rank, pending)| {
+        let done = self.send(work).into_iter().enumerate().map(|(rank, pending)| {
             let done = pending.wait().map_err(|source| NeuronLoadError::Thread { rank, source })?;
             done.map_err(|error| NeuronLoadError::core(rank, what, error))
         });

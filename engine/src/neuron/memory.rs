@@ -22,7 +22,7 @@ pub const PROGRAM_BYTES: u64 = 32 << 20;
 /// What the runtime keeps of each physical core.
 const RUNTIME_BYTES: u64 = 96_000_000;
 /// The share of what is left that the KV cache takes unless told: the rest covers what is not known.
-const KV_SHARE: f64 = 0.9;
+pub(super) const KV_SHARE: f64 = 0.9;
 
 /// What can be said about the KV cache.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]

@@ -17,6 +17,8 @@
 //! | `inputs.rs` | what an execution is given, padding among it |
 //! | `rank.rs` | what is on one core |
 //! | `device.rs` | how it gets there |
+//! | `provide.rs` | where programs come from, and which a runner can start with |
+//! | `start.rs` | how large the KV cache is, and how programs follow while it serves |
 //! | `runner.rs` | all ranks together, as a [`Runner`](crate::Runner) |
 //! | `failure.rs` | what is made of a status of the runtime |
 
@@ -30,18 +32,21 @@ mod inputs;
 pub mod manifest;
 pub mod memory;
 mod plan;
+mod provide;
 mod rank;
 mod request;
 mod runner;
+mod start;
 pub mod store;
 
 pub use device::{Device, NeuronLoadError, kv_block_bytes};
 pub use figures::{NeuronFigures, ProgramFigures};
 pub use millrace_models::device::Bucket;
 pub use plan::{PlanError, PlanOptions, Planned, plan};
+pub use provide::{FromStore, Provide, ProvideError};
 pub use rank::BindError;
 pub use request::{Request, Spec, SpecError};
-pub use runner::{NeuronOptions, NeuronRunner, Provide, load};
+pub use runner::{KvSource, NeuronOptions, NeuronRunner, load};
 
 use std::fmt;
 use std::str::FromStr;

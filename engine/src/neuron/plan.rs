@@ -25,6 +25,8 @@ pub struct PlanOptions {
     pub buckets: Option<Vec<Bucket>>,
     /// What lengths to expect; typical ones unless given.
     pub histogram: Option<Histogram>,
+    /// Flags for the compiler besides those that it always gets.
+    pub compiler_flags: Vec<String>,
 }
 
 /// What is to be compiled.
@@ -50,6 +52,14 @@ pub enum PlanError {
     /// It does not fit.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A flag of the compiler that is not the user's to set.
+    #[error(
+        "--compiler-flag {flag}: it is no flag (they begin with a dash), or one that follows from other arguments"
+    )]
+    CompilerFlag {
+        /// The flag.
+        flag: String,
+    },
     /// A limit that makes no sense.
     #[error("{flag} is {value}: it must lie between 1 and {most}")]
     Limit {
@@ -78,6 +88,9 @@ pub fn plan(config: &Config, options: &PlanOptions) -> Result<Planned, PlanError
             return Err(PlanError::Limit { flag, value, most });
         }
     }
+    if let Some(flag) = options.compiler_flags.iter().find(|flag| !is_free(flag)) {
+        return Err(PlanError::CompilerFlag { flag: flag.clone() });
+    }
     let config = config.with_context(limits.max_model_len)?;
     let mut model = DeviceModel { block_size: limits.block_size, ..options.model.clone() };
     let buckets = match &options.buckets {
@@ -90,6 +103,29 @@ pub fn plan(config: &Config, options: &PlanOptions) -> Result<Planned, PlanError
     buckets::check(&buckets, &limits)?;
     let memory = memory::plan(&config, &model, &buckets, &limits, options.target, options.kv)?;
     model.kv_blocks = memory.kv_blocks;
-    let spec = Spec { config, model, name: options.name.clone(), target: options.target };
+    let (name, target) = (options.name.clone(), options.target);
+    let spec = Spec { config, model, name, target, compiler_flags: options.compiler_flags.clone() };
     Ok(Planned { spec, buckets, memory })
+}
+
+/// Whether a flag is one, and does not say what other arguments say: what is compiled, for what, and where it goes.
+fn is_free(flag: &str) -> bool {
+    const TAKEN: [&str; 7] =
+        ["--framework", "--target", "--lnc", "--logical-nc-config", "-lnc", "--output", "-o"];
+    flag.starts_with('-') && !TAKEN.contains(&flag.split('=').next().unwrap_or(flag))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_free;
+
+    #[test]
+    fn flags_that_follow_from_others_are_refused() {
+        for flag in ["-O3", "--model-type=generic", "--tensorizer-options=--vectorize-strided-dma"] {
+            assert!(is_free(flag), "{flag}");
+        }
+        for flag in ["", "O3", "model.pb", "--target=trn2", "--output", "--lnc=2"] {
+            assert!(!is_free(flag), "{flag}");
+        }
+    }
 }

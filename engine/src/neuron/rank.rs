@@ -39,7 +39,7 @@ pub(super) struct Outputs {
 
 /// One core. Fields are dropped in their order: programs let go of the tensors before those are freed.
 pub(super) struct Rank {
-    programs: Vec<Program>,
+    programs: BTreeMap<usize, Program>,
     states: BTreeMap<String, Arc<Tensor>>,
     weights: BTreeMap<String, Arc<Tensor>>,
     core: Core,
@@ -75,7 +75,7 @@ impl Rank {
     pub(super) fn new(core: Core, ranks: usize) -> Self {
         let rank = core.index();
         Rank {
-            programs: Vec::new(),
+            programs: BTreeMap::new(),
             states: BTreeMap::new(),
             weights: BTreeMap::new(),
             core,
@@ -107,8 +107,27 @@ impl Rank {
         self.states.clear();
     }
 
+    /// Forgets one program, if it is there.
+    pub(super) fn forget(&mut self, program: usize) {
+        self.programs.remove(&program);
+    }
+
+    /// Sets what was written to these slots of all caches, of `of` slots each, to zero. A key that is masked has no
+    /// weight, but a value that is no number stays none when it is multiplied by that.
+    pub(super) fn scrub(&self, slots: &[i32], of: usize) -> Result<(), Error> {
+        let mut slots: Vec<usize> = slots.iter().filter_map(|slot| usize::try_from(*slot).ok()).collect();
+        slots.sort_unstable();
+        for state in self.states.values() {
+            let bytes = state.bytes() / of.max(1);
+            for run in slots.chunk_by(|a, b| a + 1 == *b) {
+                patiently(|| state.zero(run[0] * bytes, run.len() * bytes))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Loads a program and binds its tensors; caches are made, as zeros, by the first one.
-    pub(super) fn load(&mut self, neff: &[u8], manifest: &Manifest) -> Result<(), BindError> {
+    pub(super) fn load(&mut self, program: usize, neff: &[u8], manifest: &Manifest) -> Result<(), BindError> {
         let model = match self.ranks {
             1 => patiently(|| self.core.load(neff))?,
             ranks => patiently(|| self.core.load_collectives(neff, self.rank, ranks))?,
@@ -137,14 +156,17 @@ impl Rank {
         let (rows, candidates) =
             (manifest.bucket.rows, step.values.bytes() / 4 / manifest.bucket.rows.max(1));
         let biased = vec![false; rows];
-        self.programs.push(Program { inputs, outputs, model, step, rows, candidates, biased });
+        let loaded = Program { inputs, outputs, model, step, rows, candidates, biased };
+        self.programs.insert(program, loaded);
         Ok(())
     }
 
-    /// Runs a program.
+    /// Runs a program that was loaded.
     pub(super) fn execute(&mut self, program: usize, inputs: &Inputs) -> Result<Outputs, Error> {
         let rank = self.rank as usize;
-        let program = &mut self.programs[program];
+        let Some(program) = self.programs.get_mut(&program) else {
+            return Err(Error::Unbound(vec![format!("program {program} is not loaded")]));
+        };
         let step = &program.step;
         let numbers = [
             (&step.tokens, &inputs.tokens),

@@ -20,6 +20,8 @@ pub struct Spec {
     pub name: String,
     /// The device.
     pub target: Target,
+    /// Flags for the compiler besides those that it always gets.
+    pub compiler_flags: Vec<String>,
 }
 
 /// Why a bucket has no graph for the device.
@@ -40,6 +42,13 @@ pub enum SpecError {
 }
 
 impl Spec {
+    /// The compiler's flags for a bucket, without the names of files.
+    pub fn flags(&self, bucket: &Bucket) -> Vec<String> {
+        let mut flags = flags(bucket, self.target, self.target.cores_per_logical_core());
+        flags.extend(self.compiler_flags.iter().cloned());
+        flags
+    }
+
     /// The graph of a bucket, with all that its program depends on. Deterministic.
     ///
     /// # Errors
@@ -71,8 +80,7 @@ impl Spec {
             kv_blocks,
             candidates,
         };
-        let lnc = self.target.cores_per_logical_core();
-        let flags = flags(bucket, self.target, lnc);
+        let (lnc, flags) = (self.target.cores_per_logical_core(), self.flags(bucket));
         Ok(Request { bucket: *bucket, model, tensors, hlo, flags, target: self.target, lnc })
     }
 }

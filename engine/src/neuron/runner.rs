@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use millrace_models::device::{DeviceModel, dummy_blocks};
+use millrace_models::device::DeviceModel;
 use millrace_models::{Checkpoint, Config};
 use neuron_sys::Pending;
 
@@ -14,14 +14,12 @@ use super::dispatch::{Execution, Part, Shape, dispatch};
 use super::failure::{graver, serving, thread};
 use super::figures::{NeuronFigures, ProgramFigures};
 use super::inputs::{Inputs, Parking};
+use super::provide::{Provide, covers, dummies};
 use super::rank::Outputs;
-use super::store::Artefact;
+use super::start::{Followers, parking, start};
 use super::{Bucket, label};
 use crate::runner::Cut;
 use crate::{KvSpec, Logits, RunError, Runner, Step, StepLimits, TokenId};
-
-/// Runs of a program when it is loaded: the first one is slower than those that follow, and the fastest is taken.
-const WARMING: usize = 3;
 
 /// Refused steps in a row, none between them well computed: no longer the fault of single requests.
 const MAX_REFUSED: u32 = 16;
@@ -31,6 +29,10 @@ const MAX_REFUSED: u32 = 16;
 pub struct NeuronOptions {
     /// How the model is laid out. Its `kv_blocks` are those wished for; fewer are taken where memory is short.
     pub model: DeviceModel,
+    /// Its programs.
+    pub buckets: Vec<Bucket>,
+    /// Whether `kv_blocks` is to be what free memory allows.
+    pub kv: KvSource,
     /// Longest sequence in tokens.
     pub max_model_len: usize,
     /// Rows of one step.
@@ -42,14 +44,29 @@ pub struct NeuronOptions {
     pub hang: Duration,
 }
 
-/// What makes or finds the programs of a model with so many KV blocks.
-pub type Provide<'a> =
-    dyn FnMut(&DeviceModel) -> Result<Vec<Artefact>, Box<dyn std::error::Error + Send + Sync>> + 'a;
+/// What says how many KV blocks there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KvSource {
+    /// The model's layout.
+    Given,
+    /// The device's free memory once the weights are on it; the layout where the runtime does not tell.
+    Device {
+        /// Bytes of it that programs and their intermediate values are going to need.
+        reserve: u64,
+    },
+}
 
 /// The Neuron backend.
 pub struct NeuronRunner {
-    device: Device,
+    /// Dropped before the device, which it uses.
+    followers: Option<Followers>,
+    device: Arc<Device>,
+    /// Of the programs that are loaded, in the order in which they were.
     shapes: Vec<Shape>,
+    /// Their numbers.
+    numbers: Vec<usize>,
+    /// Slots of each cache.
+    slots: usize,
     kv: KvSpec,
     limits: StepLimits,
     vocab: usize,
@@ -77,14 +94,15 @@ struct Submitted {
     /// Of each row of the step, its row of logits, where it wants one.
     places: Vec<Option<usize>>,
     logit_rows: usize,
-    executions: Vec<(Vec<Part>, OnRanks)>,
+    executions: Vec<(Vec<Part>, Arc<Inputs>, OnRanks)>,
 }
 
 impl NeuronRunner {
-    /// Loads the programs of a model whose weights are on the device, warms and times each. Where the device's memory
-    /// does not suffice, programs with fewer KV blocks are asked for.
+    /// Sizes the KV cache, and loads the fewest programs that serve of a model whose weights are on the device; the others
+    /// follow while it serves. Each is warmed and timed. Where the device's memory does not suffice, programs with fewer
+    /// KV blocks are asked for.
     ///
-    /// All programs are loaded before it returns; none follows later.
+    /// A program that does not load later on is left out, unless its status is one that ends the process.
     ///
     /// # Errors
     /// See [`NeuronLoadError`].
@@ -93,67 +111,49 @@ impl NeuronRunner {
         config: &Config,
         options: &NeuronOptions,
         uploaded: (u64, Duration),
-        provide: &mut Provide<'_>,
+        mut provide: Box<dyn Provide>,
     ) -> Result<NeuronRunner, NeuronLoadError> {
-        let mut model = options.model.clone();
-        let per_sequence = options.max_model_len.div_ceil(model.block_size);
-        loop {
-            let programs = provide(&model).map_err(NeuronLoadError::Provide)?;
-            let dummies = dummies(&programs, model.block_size);
-            let least = per_sequence + dummies;
-            if model.kv_blocks < least {
-                return Err(NeuronLoadError::Memory { blocks: least, block_size: model.block_size });
-            }
-            covers(&programs, per_sequence)?;
-            let loaded = device.load(&programs).and_then(|()| warm(&device, &programs, &model, dummies));
-            match loaded {
-                Ok(shapes) => {
-                    let parts = Loaded { programs, shapes, dummies, model, uploaded };
-                    return Ok(Self::of(device, config, options, parts));
-                }
-                Err(error) if error.is_memory() && model.kv_blocks > least => {
-                    let fewer = (model.kv_blocks * 3 / 4).max(least);
-                    tracing::warn!(%error, from = model.kv_blocks, to = fewer, "device memory is short: fewer KV blocks");
-                    model.kv_blocks = fewer;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn of(device: Device, config: &Config, options: &NeuronOptions, loaded: Loaded) -> NeuronRunner {
-        let Loaded { programs, shapes, dummies, model, uploaded } = loaded;
-        let blocks = model.kv_blocks - dummies;
+        covers(&options.buckets, options.max_model_len.div_ceil(options.model.block_size))?;
+        let dummies = dummies(&options.buckets, options.model.block_size);
+        let started = start(&device, config, options, dummies, &mut *provide)?;
+        let model = &started.model;
         let (bytes, load) = uploaded;
-        let figures = NeuronFigures {
+        let figures = Arc::new(NeuronFigures {
             library: device.library().describe(),
             ranks: model.ranks,
             startup_seconds: device.opened.elapsed().as_secs_f64(),
             model_load_seconds: load.as_secs_f64(),
             model_load_bytes: bytes,
-            programs: (programs.iter().zip(&shapes))
-                .map(|(artefact, shape)| ProgramFigures {
-                    bucket: label(&artefact.manifest.bucket),
-                    compilation_seconds: artefact.manifest.build.seconds,
-                    execution_seconds: shape.cost,
-                    ..ProgramFigures::default()
-                })
-                .collect(),
+            programs: options.buckets.iter().map(|bucket| ProgramFigures::of(label(bucket))).collect(),
             ..NeuronFigures::default()
-        };
+        });
+        for ((number, shape), seconds) in started.programs.iter().zip(&started.compilation) {
+            figures.programs[*number].set_loaded(*seconds, shape.cost);
+        }
+        let blocks = model.kv_blocks - dummies;
         tracing::info!(
-            programs = shapes.len(),
+            programs = started.programs.len(),
+            following = started.rest.len(),
             ranks = model.ranks,
             kv_blocks = blocks,
             weight_mib = bytes >> 20,
             seconds = figures.startup_seconds,
             "the Neuron backend is ready"
         );
-        NeuronRunner {
+        let device = Arc::new(device);
+        let followers = match started.rest.is_empty() {
+            true => None,
+            false => {
+                let buckets = options.buckets.clone();
+                Some(Followers::spawn(device.clone(), &started, buckets, dummies, provide, figures.clone())?)
+            }
+        };
+        let (numbers, shapes) = started.programs.iter().copied().unzip();
+        Ok(NeuronRunner {
             kv: KvSpec {
                 block_size: model.block_size,
                 blocks,
-                bytes: (kv_block_bytes(config, &model) * (model.kv_blocks * model.ranks) as u64) as usize,
+                bytes: (kv_block_bytes(config, model) * (model.kv_blocks * model.ranks) as u64) as usize,
             },
             limits: StepLimits {
                 tokens: options.max_num_batched_tokens.max(options.max_num_seqs),
@@ -163,16 +163,29 @@ impl NeuronRunner {
             vocab: config.vocab,
             share: model.vocab_share(config),
             candidates: model.candidates_per_rank(config),
-            parking: Parking { block_size: model.block_size, first_block: blocks },
+            parking: parking(model, dummies),
+            slots: model.kv_blocks * model.block_size,
             hang: options.hang,
-            figures: Arc::new(figures),
+            figures,
             pending: None,
             refused: 0,
             best: Vec::new(),
             merged: Vec::new(),
+            followers,
             device,
             shapes,
+            numbers,
+        })
+    }
+
+    /// Takes in the programs that were loaded meanwhile.
+    fn take_news(&mut self) -> Result<(), RunError> {
+        for news in self.followers.iter().flat_map(Followers::news) {
+            let (number, shape) = news?;
+            self.numbers.push(number);
+            self.shapes.push(shape);
         }
+        Ok(())
     }
 
     /// What it counts.
@@ -184,7 +197,7 @@ impl NeuronRunner {
         let shape = &self.shapes[execution.program];
         let tokens: usize = execution.parts.iter().map(|part| part.count).sum();
         let figures = &self.figures;
-        figures.programs[execution.program].executions.fetch_add(1, Ordering::Relaxed);
+        figures.programs[self.numbers[execution.program]].executions.fetch_add(1, Ordering::Relaxed);
         figures.sequences_padding.fetch_add((shape.rows - execution.parts.len()) as u64, Ordering::Relaxed);
         figures.tokens_padding.fetch_add((shape.rows * shape.width - tokens) as u64, Ordering::Relaxed);
     }
@@ -215,6 +228,28 @@ impl NeuronRunner {
         failed.map_or(Ok(outputs), Err)
     }
 
+    /// Clears what failed executions wrote, as blocks that hold what is no number would spoil whoever has them next.
+    fn scrub(&self, slots: Vec<i32>) -> Result<(), RunError> {
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let (slots, of): (Arc<[i32]>, usize) = (slots.into(), self.slots);
+        let clearing = self.device.send(move |rank| rank.scrub(&slots, of));
+        for (rank, pending) in clearing.into_iter().enumerate() {
+            match pending.wait_timeout(self.hang) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    return Err(RunError::Fatal(format!("core {rank}: clearing a failed step: {error}")));
+                }
+                Err(error) => {
+                    self.device.runtime.abandon();
+                    return Err(thread(rank, &error));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the best tokens of the ranks' shares of a row together. Each rank's are in descending order.
     fn merge(&mut self, outputs: &[Outputs], from: usize, to: usize, logits: &mut Logits) {
         let k = self.candidates;
@@ -243,6 +278,16 @@ impl NeuronRunner {
     }
 }
 
+/// The outputs, if those of the first `rows` rows are numbers. A device need not report what is none, and a cache that
+/// holds it shows in the sum over all logits.
+fn numbers(outputs: Vec<Outputs>, rows: usize) -> Result<Vec<Outputs>, RunError> {
+    let nan = |output: &Outputs| output.log_sum_exp.iter().take(rows).any(|sum| sum.is_nan());
+    match outputs.iter().position(nan) {
+        None => Ok(outputs),
+        Some(rank) => Err(RunError::Step(format!("core {rank}: a not-a-number was computed"))),
+    }
+}
+
 /// Two descending lists as one; of equal logits the lower token comes first.
 fn merged(a: &[Candidate], b: impl Iterator<Item = Candidate>) -> impl Iterator<Item = Candidate> {
     let (mut a, mut b) = (a.iter().copied().peekable(), b.peekable());
@@ -251,67 +296,6 @@ fn merged(a: &[Candidate], b: impl Iterator<Item = Candidate>) -> impl Iterator<
         (Some(_), _) => a.next(),
         (None, _) => b.next(),
     })
-}
-
-struct Loaded {
-    programs: Vec<Artefact>,
-    shapes: Vec<Shape>,
-    dummies: usize,
-    model: DeviceModel,
-    uploaded: (u64, Duration),
-}
-
-/// Blocks of each cache that padding is parked on.
-fn dummies(programs: &[Artefact], block_size: usize) -> usize {
-    let of = |artefact: &Artefact| dummy_blocks(&artefact.manifest.bucket, block_size);
-    programs.iter().map(of).max().unwrap_or(0).max(1)
-}
-
-/// Whether every step can be run, if need be token by token.
-fn covers(programs: &[Artefact], per_sequence: usize) -> Result<(), NeuronLoadError> {
-    let decodes = |adjust: bool| {
-        let buckets = programs.iter().map(|artefact| artefact.manifest.bucket);
-        let blocks =
-            buckets.filter(|bucket| bucket.width == 1 && (bucket.adjust || !adjust)).map(|it| it.blocks);
-        blocks.max().unwrap_or(0)
-    };
-    for (adjust, what) in [(false, "decode"), (true, "decode that takes an adjustment of the logits")] {
-        if decodes(adjust) < per_sequence {
-            let (found, needed) = (decodes(adjust), per_sequence);
-            return Err(NeuronLoadError::Uncovered(format!(
-                "sequences of --max-model-len have {needed} KV blocks, and the widest {what} has room for {found}"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Runs each program on padding alone, which also shows that the device takes it, and times it.
-fn warm(
-    device: &Device,
-    programs: &[Artefact],
-    model: &DeviceModel,
-    dummies: usize,
-) -> Result<Vec<Shape>, NeuronLoadError> {
-    let parking = Parking { block_size: model.block_size, first_block: model.kv_blocks - dummies };
-    let mut shapes = Vec::with_capacity(programs.len());
-    for (program, artefact) in programs.iter().enumerate() {
-        let bucket = artefact.manifest.bucket;
-        let Bucket { rows, width, blocks, adjust } = bucket;
-        let mut shape = Shape { rows, width, blocks, adjust, cost: f64::INFINITY };
-        let inputs = Arc::new(Inputs::padding(&shape, parking));
-        for _ in 0..WARMING {
-            let inputs = inputs.clone();
-            let started = Instant::now();
-            device.on_all(&format!("first run of {}", label(&bucket)), move |rank| {
-                rank.execute(program, &inputs)
-            })?;
-            shape.cost = shape.cost.min(started.elapsed().as_secs_f64());
-        }
-        tracing::debug!(bucket = label(&bucket), milliseconds = shape.cost * 1e3, "warm");
-        shapes.push(shape);
-    }
-    Ok(shapes)
 }
 
 /// Puts weights and programs of a checkpoint on cores that were claimed: [`Device::upload`] and
@@ -325,7 +309,7 @@ pub fn load(
     config: &Config,
     options: &NeuronOptions,
     progress: &(dyn Fn(u64) + Sync),
-    provide: &mut Provide<'_>,
+    provide: Box<dyn Provide>,
 ) -> Result<NeuronRunner, NeuronLoadError> {
     let started = Instant::now();
     let bytes = device.upload(checkpoint, &options.model, progress)?;
@@ -357,18 +341,16 @@ impl Runner for NeuronRunner {
             place
         });
         let places = places.collect();
+        self.take_news()?;
         let planned = dispatch(step, self.kv.block_size, &self.shapes)?;
         let since = Instant::now();
         let executions = planned.into_iter().map(|execution| {
             self.count(&execution);
             let shape = &self.shapes[execution.program];
             let inputs = Arc::new(Inputs::of(step, &execution, shape, self.parking));
-            let program = execution.program;
-            let ranks = self.device.threads.iter().map(|thread| {
-                let inputs = inputs.clone();
-                thread.submit(move |rank| rank.execute(program, &inputs))
-            });
-            (execution.parts, ranks.collect())
+            let (program, given) = (self.numbers[execution.program], inputs.clone());
+            let ranks = self.device.send(move |rank| rank.execute(program, &given));
+            (execution.parts, inputs, ranks)
         });
         let executions = executions.collect();
         self.pending = Some(Submitted { since, places, logit_rows, executions });
@@ -384,8 +366,9 @@ impl Runner for NeuronRunner {
         cut.tokens.resize(rows * k, 0);
         cut.log_sum_exp.resize(rows, 0.0);
         let mut failed: Option<RunError> = None;
-        for (parts, ranks) in submitted.executions {
-            match self.collect(submitted.since, ranks) {
+        let mut spoilt: Vec<i32> = Vec::new();
+        for (parts, inputs, ranks) in submitted.executions {
+            match self.collect(submitted.since, ranks).and_then(|outputs| numbers(outputs, parts.len())) {
                 Ok(outputs) => {
                     for (from, part) in parts.iter().enumerate().filter(|(_, part)| part.wanted) {
                         if let Some(to) = submitted.places[part.row] {
@@ -394,9 +377,13 @@ impl Runner for NeuronRunner {
                     }
                 }
                 Err(error @ RunError::Fatal(_)) => return Err(error),
-                Err(error) => failed = Some(error),
+                Err(error) => {
+                    spoilt.extend_from_slice(&inputs.slots);
+                    failed = Some(error);
+                }
             }
         }
+        self.scrub(spoilt)?;
         match failed {
             None => {
                 self.refused = 0;

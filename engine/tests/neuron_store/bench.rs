@@ -38,7 +38,7 @@ pub(crate) fn spec() -> Spec {
         block_size: 8,
         kv_blocks: 16,
     };
-    Spec { config: config(), model, name: "tiny".into(), target: Target::Trn1 }
+    Spec { config: config(), model, name: "tiny".into(), target: Target::Trn1, compiler_flags: Vec::new() }
 }
 
 impl Bench {

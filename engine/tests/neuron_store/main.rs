@@ -5,3 +5,4 @@ mod bench;
 mod compilers;
 mod damage;
 mod plans;
+mod providing;

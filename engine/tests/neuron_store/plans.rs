@@ -24,7 +24,16 @@ fn options(target: Target, ranks: usize) -> PlanOptions {
     };
     let limits = Limits { max_num_seqs: 8, max_model_len: 4096, max_num_batched_tokens: 256, block_size: 16 };
     let kv = KvOptions::default();
-    PlanOptions { name: "large".into(), target, model, limits, kv, buckets: None, histogram: None }
+    PlanOptions {
+        name: "large".into(),
+        target,
+        model,
+        limits,
+        kv,
+        buckets: None,
+        histogram: None,
+        compiler_flags: Vec::new(),
+    }
 }
 
 #[test]

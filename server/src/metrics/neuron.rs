@@ -45,7 +45,9 @@ impl Collector for Collected {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for program in &figures.programs {
             let labels = [("bucket_name", program.bucket.as_str())];
-            ConstGauge::new(program.compilation_seconds).encode(family.encode_family(&labels)?)?;
+            if let Some(seconds) = program.compilation_seconds() {
+                ConstGauge::new(seconds).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

@@ -2,18 +2,23 @@
 //! ids are compared with answers that were computed elsewhere, those of golden checkpoints.
 #![allow(clippy::print_stderr, reason = "a test that skips says so")]
 
+mod late;
+mod nan;
+
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use millrace_engine::neuron::store::{Artefact, Store};
-use millrace_engine::neuron::{Bucket, Device, NeuronFigures, NeuronOptions, Spec, Target, load};
+use millrace_engine::neuron::{
+    Bucket, Device, KvSource, NeuronFigures, NeuronOptions, Provide, ProvideError, Spec, Target, load,
+};
 use millrace_engine::*;
 use millrace_graph::DType;
-use millrace_models::Checkpoint;
 use millrace_models::device::{DeviceModel, DeviceWeights, TopKForm};
+use millrace_models::{Checkpoint, Config};
 use neuron_sys::{Phase, Reaction, Status};
 use safetensors::SafeTensors;
 use softnrt::testing::Double;
@@ -67,9 +72,14 @@ const BUCKETS: [Bucket; 5] =
     [bucket(1, 1, true), bucket(4, 1, false), bucket(2, 1, true), bucket(1, 16, false), bucket(1, 4, false)];
 
 /// Writes the graph, compiles it by the compiler's double, and reads it back from the store.
-fn compile(store: &Store, checkpoint: &Checkpoint, model: &DeviceModel, bucket: Bucket) -> Artefact {
-    let config = checkpoint.config().with_context(CONTEXT).expect("a context that the model has");
-    let spec = Spec { config, model: model.clone(), name: "golden".into(), target: Target::Trn1 };
+fn compile(store: &Store, config: Config, model: &DeviceModel, bucket: Bucket) -> Artefact {
+    let spec = Spec {
+        config,
+        model: model.clone(),
+        name: "golden".into(),
+        target: Target::Trn1,
+        compiler_flags: Vec::new(),
+    };
     let request = spec.request(&bucket).expect("the model can be divided");
     if let Some(found) = store.find(&request, Some("softcc")).expect("the store is sound") {
         return found;
@@ -85,11 +95,71 @@ fn compile(store: &Store, checkpoint: &Checkpoint, model: &DeviceModel, bucket: 
     store.find(&request, Some("softcc")).expect("the store is sound").expect("it was just compiled")
 }
 
+/// Lets programs through that are not among the first ones.
+#[derive(Default)]
+struct Gate {
+    open: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn open(&self) {
+        *self.open.lock().expect("no panic") = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether it is open, unless one is to stop before that.
+    fn pass(&self, stop: &AtomicBool) -> bool {
+        let mut open = self.open.lock().expect("no panic");
+        while !*open && !stop.load(Ordering::Relaxed) {
+            open = self.changed.wait_timeout(open, Duration::from_millis(5)).expect("no panic").0;
+        }
+        *open
+    }
+}
+
+struct Programs {
+    store: Store,
+    config: Config,
+    sizes: Vec<usize>,
+    gate: Option<Arc<Gate>>,
+    asked: usize,
+}
+
+impl Provide for Programs {
+    fn sizes(&mut self, _: &DeviceModel, _: &[Bucket]) -> Vec<usize> {
+        self.sizes.clone()
+    }
+
+    fn provide(
+        &mut self,
+        model: &DeviceModel,
+        buckets: &[Bucket],
+        stop: &AtomicBool,
+        each: &mut dyn FnMut(Artefact),
+    ) -> Result<(), ProvideError> {
+        self.asked += 1;
+        for bucket in buckets {
+            let shut = self.asked > 1 && self.gate.as_ref().is_some_and(|gate| !gate.pass(stop));
+            if shut || stop.load(Ordering::Relaxed) {
+                return Err("stopped".into());
+            }
+            each(compile(&self.store, self.config.clone(), model, *bucket));
+        }
+        Ok(())
+    }
+}
+
 struct Setup {
     ranks: usize,
     kv_blocks: usize,
     candidates: usize,
+    weights: DeviceWeights,
     buckets: Vec<Bucket>,
+    kv: KvSource,
+    /// Sizes of the KV cache for which there are programs already.
+    sizes: Vec<usize>,
+    gate: Option<Arc<Gate>>,
     settings: Vec<(&'static str, String)>,
     config: EngineConfig,
 }
@@ -100,7 +170,11 @@ impl Default for Setup {
             ranks: 1,
             kv_blocks: 40,
             candidates: 16,
+            weights: DeviceWeights::Float,
             buckets: BUCKETS.to_vec(),
+            kv: KvSource::Given,
+            sizes: Vec::new(),
+            gate: None,
             settings: vec![("SOFTNRT_CORES", "4".into())],
             config: EngineConfig {
                 max_num_seqs: 8,
@@ -135,21 +209,28 @@ impl Setup {
             model: DeviceModel {
                 ranks: self.ranks,
                 dtype: DType::F32,
-                weights: DeviceWeights::Float,
+                weights: self.weights,
                 candidates: self.candidates,
                 top_k: TopKForm::Hlo,
                 block_size: BLOCK,
                 kv_blocks: self.kv_blocks,
             },
+            buckets: self.buckets.clone(),
+            kv: self.kv,
             max_model_len: CONTEXT,
             max_num_seqs: 8,
             max_num_batched_tokens: 48,
             hang: Duration::from_secs(60),
         };
         let device = Device::claim(double.library().clone(), self.ranks)?;
-        let runner = load(device, &checkpoint, &config, &options, &|_| {}, &mut |model| {
-            Ok(self.buckets.iter().map(|bucket| compile(&store, &checkpoint, model, *bucket)).collect())
-        })?;
+        let programs = Programs {
+            store,
+            config: config.clone(),
+            sizes: self.sizes.clone(),
+            gate: self.gate.clone(),
+            asked: 0,
+        };
+        let runner = load(device, &checkpoint, &config, &options, &|_| {}, Box::new(programs))?;
         let (figures, kv_blocks) = (runner.figures(), runner.kv().blocks);
         let (handle, thread) = start(Box::new(runner), self.config.clone(), Box::new(()))?;
         Ok(Rig { handle, thread, figures, kv_blocks, double, _scratch: scratch })
@@ -302,6 +383,34 @@ fn requests_are_served_together_as_alone() {
         }
     }
     rig.finish();
+}
+
+/// Matrices of 8 bits move the log-probabilities a little, on one core and on two alike.
+#[test]
+fn weights_of_8_bits_serve() {
+    let Some(folder) = families().into_iter().next() else { return };
+    let prompt = &continuations(&folder)[0][..20];
+    let scores = |weights, ranks| {
+        let rig = Setup { weights, ranks, ..Setup::default() }.start(&folder).expect("it starts");
+        let mut request = greedy(prompt, 1);
+        request.params.logprobs = Some(8);
+        let (_, scores, error) = read(&mut rig.handle.submit(request).expect("valid").remove(0));
+        assert_eq!(error, None);
+        rig.finish();
+        let mut best: Vec<(u32, f32)> = scores[0].top.iter().map(|top| (top.token, top.logprob)).collect();
+        best.sort_by_key(|(token, _)| *token);
+        best
+    };
+    let float = scores(DeviceWeights::Float, 1);
+    let int8 = scores(DeviceWeights::Int8, 1);
+    let off = |a: &[(u32, f32)], b: &[(u32, f32)]| {
+        let pairs = a.iter().filter_map(|(token, x)| Some(x - b.iter().find(|(other, _)| other == token)?.1));
+        let all: Vec<f32> = pairs.map(f32::abs).collect();
+        assert!(all.len() >= 6, "the best tokens are other ones: {a:?} {b:?}");
+        all.into_iter().fold(0.0, f32::max)
+    };
+    assert!((1e-5..0.1).contains(&off(&float, &int8)), "{float:?} {int8:?}");
+    assert!(off(&int8, &scores(DeviceWeights::Int8, 2)) < 1e-4, "channels have the same scale on all ranks");
 }
 
 /// Every status of the runtime, when an execution for a request returns it once.
