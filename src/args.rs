@@ -110,8 +110,8 @@ pub(crate) struct ModelArgs {
     /// Neuron: the runtime library; looked for where it is installed unless given.
     #[arg(long, value_name = "PATH")]
     pub(crate) neuron_library: Option<PathBuf>,
-    /// Neuron: seconds after which a call that has not returned is taken to hang, and the process ends with an error;
-    /// half as long again as NEURON_RT_EXEC_TIMEOUT unless given, and 900 where that is not set either.
+    /// Neuron: seconds after which a step that has not ended is taken to hang, and the process ends with an error; half
+    /// as long again as NEURON_RT_EXEC_TIMEOUT unless given, and 900 where that is not set either.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(crate) execute_timeout: Option<u64>,
     /// CPU threads; one per available core unless given.

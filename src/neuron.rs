@@ -58,19 +58,23 @@ pub(crate) fn chosen(args: &ModelArgs) -> anyhow::Result<bool> {
     }
 }
 
-/// How long a call of the runtime may take before it is taken to hang. Above what the runtime itself waits for an
-/// execution, so that it may say so first.
-fn hang(args: &ModelArgs) -> Duration {
+/// How many seconds a step may take before it is taken to hang, by `--execute-timeout` and by what the runtime was told.
+/// More than the runtime itself waits for an execution, so that it may say so first.
+fn hang(ours: Option<u64>, runtimes: Option<u64>) -> u64 {
+    let its = runtimes.unwrap_or(EXEC_TIMEOUT_SECONDS).clamp(1, 1 << 32);
+    ours.unwrap_or(its + its.div_ceil(2))
+}
+
+/// [`hang`], with the environment that the runtime reads.
+fn patience(args: &ModelArgs) -> Duration {
     let runtimes = std::env::var(EXEC_TIMEOUT).ok().and_then(|seconds| seconds.trim().parse::<u64>().ok());
-    if let (Some(ours), Some(its)) = (args.execute_timeout, runtimes)
-        && ours <= its
-    {
+    let seconds = hang(args.execute_timeout, runtimes);
+    if runtimes.is_some_and(|its| seconds <= its) {
         tracing::warn!(
-            "--execute-timeout {ours} is not above {EXEC_TIMEOUT}={its}: the runtime gets no time to say what hangs"
+            "--execute-timeout {seconds} is not above {EXEC_TIMEOUT}: the runtime cannot say what hangs"
         );
     }
-    let its = runtimes.unwrap_or(EXEC_TIMEOUT_SECONDS).clamp(1, 1 << 32);
-    Duration::from_secs(args.execute_timeout.unwrap_or(its + its.div_ceil(2)))
+    Duration::from_secs(seconds)
 }
 
 impl GraphArgs {
@@ -166,7 +170,7 @@ pub(crate) fn open(
         max_model_len,
         max_num_seqs: args.graph.max_num_seqs,
         max_num_batched_tokens: args.graph.max_num_batched_tokens,
-        hang: hang(args),
+        hang: patience(args),
     };
     let config = planned.spec.config.clone();
     let programs = FromStore {
@@ -183,4 +187,23 @@ pub(crate) fn open(
     let runner = load(device, checkpoint, &config, &options, &progress, Box::new(programs));
     bar.finish_and_clear();
     Ok(runner?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hang_is_longer_than_what_the_runtime_waits() {
+        for (ours, its, seconds) in [
+            (None, None, 900),
+            (None, Some(30), 45),
+            (None, Some(0), 2),
+            (None, Some(u64::MAX), (1 << 32) + (1 << 31)),
+            (Some(5), None, 5),
+            (Some(5), Some(600), 5),
+        ] {
+            assert_eq!(hang(ours, its), seconds, "{ours:?} {its:?}");
+        }
+    }
 }

@@ -40,6 +40,7 @@
 //! | `SOFTNRT_CORES` | cores of the machine; `NEURON_RT_VISIBLE_CORES` and `NEURON_RT_NUM_CORES` choose of them | 2 |
 //! | `SOFTNRT_MEMORY` | bytes of each core; host memory is taken only for what is written | 16 GiB |
 //! | `SOFTNRT_FAULT` | faults, see below | none |
+//! | `SOFTNRT_FAULT_FILE` | a file that is looked for at each call: its text takes the place of `SOFTNRT_FAULT`, calls are counted anew, and it is removed. So a test makes a process fail when it is where the test wants it | none |
 //! | `SOFTNRT_SLOW` | milliseconds that each execution takes longer | 0 |
 //! | `SOFTNRT_NOOP` | 1: executions check everything and compute nothing, memory starts as zeros: what is left is the caller's own time | 0 |
 //! | `SOFTNRT_TIMEOUT` | seconds that a rank waits for the others | 120 |

@@ -19,10 +19,12 @@
 //! | `device.rs` | how it gets there |
 //! | `provide.rs` | where programs come from, and which a runner can start with |
 //! | `start.rs` | how large the KV cache is, and how programs follow while it serves |
+//! | `collect.rs` | how an execution ended on all of them |
 //! | `runner.rs` | all ranks together, as a [`Runner`](crate::Runner) |
 //! | `failure.rs` | what is made of a status of the runtime |
 
 pub mod buckets;
+mod collect;
 pub mod compiler;
 mod device;
 mod dispatch;

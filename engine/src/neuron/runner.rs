@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use millrace_models::device::DeviceModel;
 use millrace_models::{Checkpoint, Config};
-use neuron_sys::Pending;
 
+use super::collect::{OnRanks, collect};
 use super::device::{Device, NeuronLoadError, kv_block_bytes};
 use super::dispatch::{Execution, Part, Shape, dispatch};
-use super::failure::{graver, serving, thread};
+use super::failure::thread;
 use super::figures::{NeuronFigures, ProgramFigures};
 use super::inputs::{Inputs, Parking};
 use super::provide::{Provide, covers, dummies};
@@ -85,9 +85,6 @@ pub struct NeuronRunner {
 
 /// A logit and its token.
 type Candidate = (f32, TokenId);
-
-/// One execution, under way on each rank.
-type OnRanks = Vec<Pending<Result<Outputs, neuron_sys::Error>>>;
 
 struct Submitted {
     since: Instant,
@@ -200,32 +197,6 @@ impl NeuronRunner {
         figures.programs[self.numbers[execution.program]].executions.fetch_add(1, Ordering::Relaxed);
         figures.sequences_padding.fetch_add((shape.rows - execution.parts.len()) as u64, Ordering::Relaxed);
         figures.tokens_padding.fetch_add((shape.rows * shape.width - tokens) as u64, Ordering::Relaxed);
-    }
-
-    /// Waits for one execution on all ranks.
-    fn collect(&self, since: Instant, ranks: OnRanks) -> Result<Vec<Outputs>, RunError> {
-        let mut outputs = Vec::with_capacity(ranks.len());
-        let mut failed: Option<RunError> = None;
-        for (rank, pending) in ranks.into_iter().enumerate() {
-            let left = self.hang.saturating_sub(since.elapsed());
-            let error = match pending.wait_timeout(left) {
-                Ok(Ok(output)) => {
-                    outputs.push(output);
-                    continue;
-                }
-                Ok(Err(error)) => serving(rank, &error),
-                Err(error) => {
-                    // Whatever it was, the thread or the device does not answer: nothing of it can be closed.
-                    self.device.runtime.abandon();
-                    thread(rank, &error)
-                }
-            };
-            failed = Some(match failed {
-                Some(before) => graver(before, error),
-                None => error,
-            });
-        }
-        failed.map_or(Ok(outputs), Err)
     }
 
     /// Clears what failed executions wrote, as blocks that hold what is no number would spoil whoever has them next.
@@ -368,7 +339,9 @@ impl Runner for NeuronRunner {
         let mut failed: Option<RunError> = None;
         let mut spoilt: Vec<i32> = Vec::new();
         for (parts, inputs, ranks) in submitted.executions {
-            match self.collect(submitted.since, ranks).and_then(|outputs| numbers(outputs, parts.len())) {
+            match collect(&self.device.runtime, self.hang, submitted.since, ranks)
+                .and_then(|outputs| numbers(outputs, parts.len()))
+            {
                 Ok(outputs) => {
                     for (from, part) in parts.iter().enumerate().filter(|(_, part)| part.wanted) {
                         if let Some(to) = submitted.places[part.row] {

@@ -199,7 +199,12 @@ impl Store {
         }
         let load = |name: &str, entry: &FileEntry| {
             let path = directory.join(name);
-            let length = fs::metadata(&path).map_err(io_error("read", &path))?.len();
+            let length = match fs::metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(damaged(name, "it is missing".into()));
+                }
+                found => found.map_err(io_error("read", &path))?.len(),
+            };
             if length != entry.bytes {
                 return Err(damaged(name, format!("it has {length} bytes instead of {}", entry.bytes)));
             }
