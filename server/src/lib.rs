@@ -19,6 +19,7 @@ mod http;
 mod json;
 mod metrics;
 mod openai;
+mod page;
 mod route;
 mod service;
 

@@ -15,6 +15,7 @@ use crate::body::{Response, json_response, read, whole};
 use crate::error::ApiError;
 use crate::metrics::to_prometheus_text;
 use crate::openai::{self, Caller};
+use crate::page;
 use crate::service::Service;
 
 /// What the server can do.
@@ -34,6 +35,8 @@ pub(crate) enum Route<'a> {
     Ping,
     Version,
     Metrics,
+    /// A file of the page.
+    Page(&'static page::Asset),
 }
 
 /// The route, or 404, or 405.
@@ -55,7 +58,7 @@ fn find<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, ApiError> {
         _ => match (path.strip_prefix("/v1/models/"), session_of(path)) {
             (Some(name), _) if !name.is_empty() => (Route::Model(name), get, "GET, HEAD"),
             (_, Some(session)) => (Route::AssistStream(session), *method == Method::GET, "GET"),
-            _ => return Err(ApiError::no_route(path)),
+            _ => (Route::Page(page::find(path).ok_or_else(|| ApiError::no_route(path))?), get, "GET, HEAD"),
         },
     };
     if allowed { Ok(route) } else { Err(ApiError::method(allow)) }
@@ -69,9 +72,10 @@ fn session_of(path: &str) -> Option<&str> {
 
 impl Route<'_> {
     /// Whether the route needs no key. Only probes do not, which cannot carry one and tell no more than that the
-    /// server is up; `/metrics` and `/version` tell more. A new route is closed until it is named here.
+    /// server is up, and the page, which a browser opens without one and which tells nothing; `/metrics` and `/version`
+    /// tell more. A new route is closed until it is named here.
     fn is_open(self) -> bool {
-        matches!(self, Route::Health | Route::Ping)
+        matches!(self, Route::Health | Route::Ping | Route::Page(_))
     }
 
     /// As in `handler` of the HTTP metrics.
@@ -90,6 +94,7 @@ impl Route<'_> {
             Route::Ping => "/ping",
             Route::Version => "/version",
             Route::Metrics => "/metrics",
+            Route::Page(_) => "/",
         }
     }
 }
@@ -177,6 +182,7 @@ async fn answer(
             Ok(json_response(StatusCode::OK, &body))
         }
         Route::Metrics => Ok(metrics(service, headers)),
+        Route::Page(asset) => Ok(page::serve(asset, headers)),
     }
 }
 
@@ -224,12 +230,17 @@ mod tests {
             "/v1/models;x",
             "/v1/%6dodels",
             "/v1/models/",
-            "/",
+            "/page",
+            "/page/",
+            "/page/index.html",
+            "/page/../page/app.js",
             "",
         ] {
             let found = find(&Method::GET, path);
             assert!(found.is_err(), "{path}: {found:?}");
         }
+        assert!(matches!(find(&Method::HEAD, "/"), Ok(Route::Page(_))));
+        assert!(find(&Method::POST, "/").is_err());
         assert_eq!(find(&Method::GET, "/v1/models/a/b").unwrap(), Route::Model("a/b"));
     }
 

@@ -174,7 +174,11 @@ impl<E: FnMut(Event) + Send> Composer<'_, E> {
                     prose.push_str(&format!("[{number}]"));
                 }
                 Piece::Directive(directive) => {
-                    let known = directive.products().iter().all(|id| self.desk.products.contains(id));
+                    // What a review can talk the model into must not ask for an order that nobody spoke of.
+                    let known = match &directive {
+                        Directive::Order => self.desk.order.is_some(),
+                        other => other.products().iter().all(|id| self.desk.products.contains(id)),
+                    };
                     if known {
                         self.prose(&mut prose);
                         self.card(directive);

@@ -3,7 +3,7 @@
 //! A directive is a tag such as `<card product="B01" layout="compact"/>`, a citation is `[1]` or `[1, 2]`. Nothing is
 //! held back but what may still become one of them, or a link: links lead only where the shop allows, since a hostile
 //! review could talk the model into writing one that carries data away. A malformed directive and a link that is not
-//! allowed vanish and are counted. How the text is cut into pieces changes nothing.
+//! allowed vanish and are counted; any other tag is made plain text by a space. How the text is cut into pieces changes nothing.
 
 use super::event::Layout;
 
@@ -243,6 +243,11 @@ impl Parser {
             let ended =
                 matches!(c, ' ' | '/' | '>') && NAMES.contains(&&name[..name.len().saturating_sub(1)]);
             if !ended && !NAMES.iter().any(|known| known.starts_with(name)) {
+                // What would be markup to a client that reads some is none with a space in it.
+                if longer[1..].starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '/' | '!' | '?'))
+                {
+                    self.held.insert(1, ' ');
+                }
                 self.not_special(c, out);
                 return;
             }
@@ -488,8 +493,7 @@ mod tests {
     fn prose_stays_prose() {
         for text in [
             "a < b and c > d",
-            "<b>bold</b>",
-            "<cat>",
+            "1<2 <3",
             "[see] (note)",
             "and/or",
             "1/2",
@@ -527,7 +531,10 @@ mod tests {
             ("[x](javascript:alert(1))", "[x])"),
             ("[x](/\\evil.example)", "[x]"),
             ("[x]: https://evil.example", "[x]: https:"),
-            ("<img src=\"//evil.example/x\">", "<img src=\"\">"),
+            ("<img src=\"//evil.example/x\">", "< img src=\"\">"),
+            ("<b>bold</b>", "< b>bold< /b>"),
+            ("<a href='javascript:x()'>", "< a href='javascript:x()'>"),
+            ("<cat><<!--", "< cat><< !--"),
             ("www.evil.example", ""),
             ("https://shop.example@evil.example/", "https:"),
             ("https://shop.example.evil.example/", "https:"),

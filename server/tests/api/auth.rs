@@ -22,12 +22,12 @@ const ROUTES: [(&str, &str); 12] = [
     ("GET", "/metrics"),
     ("GET", "/nothing"),
     ("DELETE", "/v1/models"),
-    ("GET", "/"),
+    ("GET", "/page/nothing.js"),
     ("GET", "/v1/chat/completions"),
 ];
 
 #[test]
-fn without_a_key_only_probes_answer() {
+fn without_a_key_only_probes_and_the_page_answer() {
     let server = locked();
     for (method, path) in ROUTES {
         for header in [
@@ -48,7 +48,7 @@ fn without_a_key_only_probes_answer() {
             assert_ne!(reply.status, 401, "{method} {path}");
         }
     }
-    for path in ["/health", "/ping"] {
+    for path in ["/health", "/ping", "/", "/page/app.js"] {
         assert_eq!(server.get(path).status, 200);
     }
 }

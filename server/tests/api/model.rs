@@ -30,6 +30,8 @@ pub(crate) const FAIL: &str = "\u{1}fail";
 pub(crate) const DIE: &str = "\u{1}die";
 /// The model ends its answer as soon as it can.
 pub(crate) const QUIET: &str = "\u{1}quiet";
+/// At the end of a shopper's question: the model does nothing but repeat its evidence, word for word.
+pub(crate) const COPY: &str = "\u{1}copy";
 
 /// What a test sees and changes while the engine runs.
 #[derive(Default)]
@@ -106,10 +108,22 @@ fn logits(context: &[u8], quiet: bool) -> Vec<f32> {
         (state >> 40) as f32 / (1u64 << 24) as f32
     };
     let mut row: Vec<f32> = (0..VOCAB).map(|_| noise()).collect();
-    let next =
-        if quiet { EOS as usize } else { SCRIPT.as_bytes()[(context.len() - 1) % SCRIPT.len()].into() };
+    let next = match copied(context) {
+        Some(next) => next,
+        None if quiet => EOS as usize,
+        None => SCRIPT.as_bytes()[(context.len() - 1) % SCRIPT.len()].into(),
+    };
     row[next] += 4.0;
     row
+}
+
+/// What comes next where the evidence is to be repeated.
+fn copied(context: &[u8]) -> Option<usize> {
+    let find = |text: &str| context.windows(text.len()).position(|w| w == text.as_bytes());
+    let asked = find(COPY)?;
+    let begin = find("[user]Evidence ")? + "[user]".len();
+    let written = context.len().checked_sub(asked + COPY.len() + "\n[assistant]".len())?;
+    Some(context[begin..asked].get(written).map_or(EOS as usize, |&byte| byte.into()))
 }
 
 impl Runner for ByteRunner {
