@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use millrace_server::assistant::Place;
 
 /// LLM inference for AWS Inferentia and Trainium, with a CPU backend that runs the same graphs.
 #[derive(Parser, Debug)]
@@ -144,9 +145,10 @@ pub(crate) struct ServeArgs {
     /// Listen beyond this machine without an API key.
     #[arg(long)]
     pub(crate) allow_unauthenticated: bool,
-    /// The index that the shopping assistant answers from, as `millrace index` builds it.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) index: Option<PathBuf>,
+    /// The index that the shopping assistant answers from, as `millrace index` builds it: a folder, or
+    /// `postgres://…`.
+    #[arg(long, value_name = "PLACE", env = "MILLRACE_INDEX", hide_env_values = true)]
+    pub(crate) index: Option<Place>,
     /// Folder of a sentence encoder (scripts/fetch-encoder gets one): serves /v1/embeddings, and finds evidence in the
     /// index by its meaning. The index must have been built with the same one.
     #[arg(long, value_name = "PATH")]

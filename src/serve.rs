@@ -82,8 +82,9 @@ async fn listen(
         let install = service.clone();
         let interrupt = Arc::new(AtomicBool::new(false));
         let interrupted = interrupt.clone();
+        let runtime = tokio::runtime::Handle::current();
         let mut loading = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
-            setup.install(&install)?;
+            setup.install(&install, &runtime)?;
             let loaded = load::open(&model, &interrupted)?;
             let Text { tokenizer, template, defaults } = loaded.text()?;
             if template.is_none() {
@@ -140,9 +141,8 @@ impl Setup {
                 let mut config: AssistantConfig = toml::from_str(&text)
                     .with_context(|| format!("{file} is no configuration of the assistant"))?;
                 let folder = path.parent().unwrap_or(Path::new(""));
-                for path in [&mut config.index, &mut config.embedding_model].into_iter().flatten() {
-                    *path = folder.join(&*path);
-                }
+                config.index = config.index.map(|place| place.within(folder));
+                config.embedding_model = config.embedding_model.map(|path| folder.join(path));
                 config
             }
         };
@@ -161,11 +161,11 @@ impl Setup {
     }
 
     /// Loads encoder and index, and gives them to the service.
-    fn install(self, service: &Service) -> anyhow::Result<()> {
+    fn install(self, service: &Service, runtime: &tokio::runtime::Handle) -> anyhow::Result<()> {
         let Setup { config, threads, key } = self;
         let encoder = config.embedding_model.as_ref().map(|path| index::open(path, threads)).transpose()?;
-        let retrieve =
-            config.index.as_ref().map(|path| index::retriever(path, encoder.clone())).transpose()?;
+        let open = |place| runtime.block_on(index::retriever(place, encoder.clone()));
+        let retrieve = config.index.as_ref().map(open).transpose()?;
         if let (Some(path), Some(encoder)) = (&config.embedding_model, encoder) {
             service.install_embeddings(load::model_name(&path.to_string_lossy()), encoder);
         }

@@ -8,8 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_server::assistant::index::{self, Progress, lines::Kind};
-use millrace_server::assistant::retrieve::EmbeddedIndex;
-use millrace_server::assistant::{Filters, Retrieve, RetrieveRequest, Source};
+use millrace_server::assistant::{Filters, Place, Retrieve, RetrieveRequest, Source};
 use millrace_server::{Embed, TextEncoder};
 use serde::Deserialize;
 use serde_json::json;
@@ -31,9 +30,9 @@ pub(crate) struct IndexArgs {
     /// Policies of the shop: returns, delivery, warranty.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     policies: Vec<PathBuf>,
-    /// Folder of the index; one that is there is updated.
-    #[arg(long, value_name = "DIR")]
-    output: PathBuf,
+    /// Where the index is to be: a folder, or `postgres://user@host/database`; one that is there is updated.
+    #[arg(long, value_name = "PLACE", env = "MILLRACE_INDEX", hide_env_values = true)]
+    output: Place,
     /// Folder of a sentence encoder (scripts/fetch-encoder gets one). Without it only words are searched, not meaning.
     #[arg(long, value_name = "PATH")]
     embedding_model: Option<PathBuf>,
@@ -47,9 +46,9 @@ pub(crate) struct SearchArgs {
     /// What to look for.
     #[arg(required_unless_present = "queries")]
     query: Option<String>,
-    /// Folder of the index.
-    #[arg(long, value_name = "DIR")]
-    index: PathBuf,
+    /// Where the index is: a folder, or `postgres://…`.
+    #[arg(long, value_name = "PLACE", env = "MILLRACE_INDEX", hide_env_values = true)]
+    index: Place,
     /// Folder of the encoder that the index was built with; without it only words are searched.
     #[arg(long, value_name = "PATH")]
     embedding_model: Option<PathBuf>,
@@ -124,8 +123,10 @@ pub(crate) fn build(args: &IndexArgs) -> anyhow::Result<()> {
         }
     };
     let encoder = encoder.as_deref().map(|encoder| encoder as &dyn Embed);
-    let report = index::update(&args.output, &files, encoder, &mut progress, &mut bad)
-        .with_context(|| format!("cannot index into {}", args.output.display()))?;
+    let report = args
+        .output
+        .update(&files, encoder, &mut progress, &mut bad)
+        .with_context(|| format!("cannot index into {}", args.output))?;
     bar.finish_and_clear();
     if report.bad > SHOWN {
         tracing::warn!("{} more bad lines", report.bad - SHOWN);
@@ -137,7 +138,7 @@ pub(crate) fn build(args: &IndexArgs) -> anyhow::Result<()> {
     writeln!(
         out,
         "{} {}: {} products, {} reviews, answers and policies; {} lines taken, {} left out, {} texts embedded",
-        args.output.display(),
+        args.output,
         report.version,
         report.products,
         report.passages,
@@ -153,11 +154,11 @@ pub(crate) fn search(args: &SearchArgs) -> anyhow::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let encoder = args.embedding_model.as_ref().map(|path| open(path, threads)).transpose()?;
     let encoder = encoder.map(|encoder| encoder as Arc<dyn Embed>);
-    let index = EmbeddedIndex::open(&args.index, encoder).context("cannot open the index")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let index = runtime.block_on(args.index.open(encoder)).context("cannot open the index")?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let mut ask = |query: Query, id: Option<&serde_json::Value>| -> anyhow::Result<()> {
-        let results = runtime.block_on(answer(&index, args, query))?;
+        let results = runtime.block_on(answer(&*index, args, query))?;
         match id {
             Some(id) => writeln!(out, "{}", json!({ "id": id, "results": results }))?,
             None if args.json => results.iter().try_for_each(|result| writeln!(out, "{result}"))?,
@@ -193,7 +194,7 @@ struct Query {
 }
 
 async fn answer(
-    index: &EmbeddedIndex,
+    index: &dyn Retrieve,
     args: &SearchArgs,
     query: Query,
 ) -> anyhow::Result<Vec<serde_json::Value>> {
@@ -218,15 +219,15 @@ async fn answer(
 }
 
 /// The index as the assistant asks it.
-pub(crate) fn retriever(
-    index: &Path,
+pub(crate) async fn retriever(
+    index: &Place,
     encoder: Option<Arc<TextEncoder>>,
 ) -> anyhow::Result<Arc<dyn Retrieve>> {
     if encoder.is_none() {
         tracing::warn!("without --embedding-model the index is searched by words only, not by meaning");
     }
     let encoder = encoder.map(|encoder| encoder as Arc<dyn Embed>);
-    Ok(Arc::new(EmbeddedIndex::open(index, encoder).context("cannot open the index")?))
+    index.open(encoder).await.context("cannot open the index")
 }
 
 /// The sentence encoder in a folder.

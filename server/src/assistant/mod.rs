@@ -13,6 +13,9 @@ pub mod directive;
 pub mod event;
 pub mod hydrate;
 pub mod index;
+pub mod place;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod prompt;
 pub mod retrieve;
 pub mod session;
@@ -20,6 +23,7 @@ pub mod source;
 pub mod stream;
 
 pub use assist::{Assistant, AssistantConfig};
+pub use place::Place;
 pub use source::{
     Evidence, Filters, Media, Passage, Price, PriceRange, Product, Rating, Retrieval, Retrieve,
     RetrieveError, RetrieveRequest, RetrieveResult, Source,

@@ -18,6 +18,7 @@ use super::connector::{
 };
 use super::directive::AllowedHosts;
 use super::hydrate::{Connector, Policy, Role, Source};
+use super::place::Place;
 use super::prompt::MarkKey;
 use super::session::{Answer, AnswerKey, Recent, Session};
 use super::source::Retrieve;
@@ -30,7 +31,7 @@ pub(crate) use answer::{assist, resume};
 #[serde(deny_unknown_fields, default)]
 pub struct AssistantConfig {
     /// The index of catalog, reviews and answers, for whoever opens it.
-    pub index: Option<PathBuf>,
+    pub index: Option<Place>,
     /// Folder of the encoder that the index was built with, for whoever loads it.
     pub embedding_model: Option<PathBuf>,
     /// Hosts that links of answers and cards may lead to; links within the shop's own site always may.

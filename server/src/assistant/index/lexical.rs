@@ -2,15 +2,15 @@
 //! Zaragoza 2009, section 3.6). A document's fields are weighted before saturation, so that a word in the title and
 //! in the description counts as one word seen often, not as two.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rust_stemmers::{Algorithm, Stemmer};
 use rustc_hash::FxHashMap;
 
 /// How fast repetitions of a word stop to count. Lower than for articles: names of goods repeat a word to be found.
-const K1: f32 = 0.8;
+pub(crate) const K1: f32 = 0.8;
 /// How much of a field's length is held against it.
-const B: f32 = 0.75;
+pub(crate) const B: f32 = 0.75;
 
 /// An inverted index.
 pub(crate) struct Lexical {
@@ -120,8 +120,21 @@ impl Lexical {
 
 /// The terms of a query, each once and in order. Every implementation sums in this order, and takes the logarithm in
 /// double precision: then equal documents score the same bits everywhere.
-fn query_terms(query: &str) -> BTreeSet<String> {
+pub(crate) fn query_terms(query: &str) -> BTreeSet<String> {
     terms(&Stemmer::create(Algorithm::English), query).collect()
+}
+
+/// How often each term of a document is in each of its fields, and how many words each field has.
+pub(crate) fn counts(stemmer: &Stemmer, fields: &[String]) -> (BTreeMap<String, Vec<u16>>, Vec<u32>) {
+    let (mut found, mut lengths) = (BTreeMap::new(), vec![0; fields.len()]);
+    for (field, text) in fields.iter().enumerate() {
+        for term in terms(stemmer, text) {
+            lengths[field] += 1;
+            let counts = found.entry(term).or_insert_with(|| vec![0u16; fields.len()]);
+            counts[field] = counts[field].saturating_add(1);
+        }
+    }
+    (found, lengths)
 }
 
 /// Words: runs of letters and of digits in lower case, without accents on Latin letters, stemmed as English.

@@ -22,7 +22,7 @@ use store::{Contents, EncoderId, Vectors, key};
 const EMBED_BATCH: usize = 256;
 
 /// Distinct attributes that are embedded; where there are more, attributes are found by their words alone.
-const MAX_ATTRIBUTE_VECTORS: usize = 20_000;
+pub(crate) const MAX_ATTRIBUTE_VECTORS: usize = 20_000;
 
 /// Why an index cannot be built or read.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,14 @@ pub enum IndexError {
     Busy {
         /// The folder.
         path: PathBuf,
+    },
+    /// The server that holds the index does not do what it should.
+    #[error("{server}: {reason}")]
+    Server {
+        /// Its address, without credentials.
+        server: String,
+        /// What it said.
+        reason: String,
     },
     /// The index was built with another encoder, or without one.
     #[error(
@@ -143,7 +151,7 @@ pub fn update(
 ///
 /// # Errors
 /// Where a file cannot be read, and those of `take`, at once.
-fn read(
+pub(crate) fn read(
     files: &[(Kind, PathBuf)],
     progress: &mut dyn FnMut(Progress),
     bad: &mut dyn FnMut(&BadLine),

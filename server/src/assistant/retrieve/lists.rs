@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use crate::assistant::index::store::{Key, Vectors, key};
 
 /// How slowly a rank loses weight in fusion: the constant of the original paper, and of OpenSearch.
-const RRF_K: f32 = 60.0;
+pub(crate) const RRF_K: f32 = 60.0;
 
 /// The vectors of documents in order, those of equal texts once.
 pub(super) struct Table {

@@ -19,10 +19,11 @@ use super::source::{
     Source,
 };
 use crate::embed::Embed;
+pub(crate) use lists::RRF_K;
 use lists::{Table, fuse, top};
 
 /// Entries of each list that is fused.
-const DEPTH: usize = 200;
+pub(crate) const DEPTH: usize = 200;
 
 /// A version of an index in memory; clones share it.
 #[derive(Clone)]
