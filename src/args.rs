@@ -71,6 +71,9 @@ pub(crate) struct GraphArgs {
     /// Neuron: candidates that each core returns for a token.
     #[arg(long, value_name = "K", default_value_t = 64)]
     pub(crate) candidates: usize,
+    /// Neuron: how each core finds its best candidates: in plain HLO, or by the vendor's custom call AwsNeuronTopK.
+    #[arg(long, value_enum, default_value_t = TopKArg::Hlo)]
+    pub(crate) top_k_form: TopKArg,
     /// Neuron: the graph compiler; `neuronx-cc` where it is installed unless given.
     #[arg(long, value_name = "PATH")]
     pub(crate) compiler: Option<PathBuf>,
@@ -266,6 +269,13 @@ pub(crate) enum DeviceDtype {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum DeviceWeightsArg {
     Int8,
+}
+
+/// How a device finds the largest logits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum TopKArg {
+    Hlo,
+    Neuron,
 }
 
 #[derive(Args, Debug)]

@@ -18,7 +18,7 @@ use millrace_models::Checkpoint;
 use millrace_models::device::{DeviceModel, DeviceWeights, TopKForm};
 use neuron_sys::{Library, sysfs};
 
-use crate::args::{Backend, DeviceWeightsArg, GraphArgs, KvDtype, ModelArgs, WeightDtype};
+use crate::args::{Backend, DeviceWeightsArg, GraphArgs, KvDtype, ModelArgs, TopKArg, WeightDtype};
 use crate::load::{bytes_bar, model_name};
 
 /// The graph compiler where none is named.
@@ -88,6 +88,17 @@ impl GraphArgs {
         }
     }
 
+    /// The device.
+    ///
+    /// # Errors
+    /// Where `--target` is missing.
+    pub(crate) fn target(&self) -> anyhow::Result<Target> {
+        let Some(target) = &self.target else {
+            bail!("graphs are compiled for a device: give --target inf2, trn1 or trn2");
+        };
+        target.parse().map_err(anyhow::Error::msg).context("--target")
+    }
+
     /// What is planned by: the same for the command that compiles and for those that run.
     ///
     /// # Errors
@@ -98,10 +109,7 @@ impl GraphArgs {
         context: usize,
         dtype: DType,
     ) -> anyhow::Result<PlanOptions> {
-        let Some(target) = &self.target else {
-            bail!("graphs are compiled for a device: give --target inf2, trn1 or trn2");
-        };
-        let target: Target = target.parse().map_err(anyhow::Error::msg).context("--target")?;
+        let target = self.target()?;
         let histogram = match &self.histogram {
             None => None,
             Some(file) => {
@@ -121,7 +129,10 @@ impl GraphArgs {
                     None => DeviceWeights::Float,
                 },
                 candidates: self.candidates,
-                top_k: TopKForm::Hlo,
+                top_k: match self.top_k_form {
+                    TopKArg::Hlo => TopKForm::Hlo,
+                    TopKArg::Neuron => TopKForm::Neuron,
+                },
                 block_size: self.block_size,
                 kv_blocks: 1,
             },

@@ -71,6 +71,42 @@ impl Encoder for CpuEncoder {
     }
 }
 
+/// Whether texts can be encoded that may have up to `max` tokens.
+pub(crate) fn check(texts: &[Vec<u32>], config: &EncoderConfig, max: usize) -> Result<(), EncodeError> {
+    for (index, text) in texts.iter().enumerate() {
+        if text.is_empty() {
+            return Err(EncodeError::Empty { index });
+        }
+        if text.len() > max {
+            return Err(EncodeError::TooLong { index, tokens: text.len(), max });
+        }
+        if let Some(token) = text.iter().find(|token| **token as usize >= config.vocab) {
+            return Err(EncodeError::Token { index, token: *token });
+        }
+    }
+    Ok(())
+}
+
+/// Indices of texts, those of most tokens first, so that texts of like length are neighbours.
+pub(crate) fn by_length(texts: &[Vec<u32>]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|index| std::cmp::Reverse(texts[*index].len()));
+    order
+}
+
+/// What the graph of an encoder is given: [`encoder`]'s inputs in order. Rows of no text are one token of padding.
+pub(crate) fn inputs(texts: &[Vec<u32>], batch: &[usize], shape: EncoderShape) -> [Vec<i32>; 4] {
+    let EncoderShape { texts: rows, width } = shape;
+    let (mut ids, mut last) = (vec![0; rows * width], vec![0; rows]);
+    for (row, index) in batch.iter().enumerate() {
+        let text = &texts[*index];
+        ids[row * width..].iter_mut().zip(text).for_each(|(id, token)| *id = *token as i32);
+        last[row] = text.len() as i32 - 1;
+    }
+    let positions = (0..rows).flat_map(|_| 0..width as i32).collect();
+    [ids, positions, vec![0; rows * width], last]
+}
+
 /// A sentence encoder on the CPU. A text's embedding is the same to the bit alone and in any batch.
 pub struct CpuEncoder {
     executor: Executor,
@@ -111,19 +147,8 @@ impl CpuEncoder {
     /// Where a text is empty, too long or has an unknown token; nothing is computed then.
     pub fn embed(&mut self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EncodeError> {
         let max = self.config.positions;
-        for (index, text) in texts.iter().enumerate() {
-            if text.is_empty() {
-                return Err(EncodeError::Empty { index });
-            }
-            if text.len() > max {
-                return Err(EncodeError::TooLong { index, tokens: text.len(), max });
-            }
-            if let Some(token) = text.iter().find(|token| **token as usize >= self.config.vocab) {
-                return Err(EncodeError::Token { index, token: *token });
-            }
-        }
-        let mut order: Vec<usize> = (0..texts.len()).collect();
-        order.sort_by_key(|index| std::cmp::Reverse(texts[*index].len()));
+        check(texts, &self.config, max)?;
+        let order = by_length(texts);
         let mut embeddings = vec![Vec::new(); texts.len()];
         let mut rest = &order[..];
         while let Some(longest) = rest.first() {
@@ -141,15 +166,7 @@ impl CpuEncoder {
     fn batch(&mut self, texts: &[Vec<u32>], batch: &[usize], width: usize) -> Result<Vec<f32>, EncodeError> {
         let shape = EncoderShape { texts: batch.len(), width };
         self.plan(shape)?;
-        let tokens = batch.len() * width;
-        let (mut ids, mut positions, mut last) = (vec![0; tokens], Vec::with_capacity(tokens), Vec::new());
-        for (row, index) in batch.iter().enumerate() {
-            let text = &texts[*index];
-            ids[row * width..].iter_mut().zip(text).for_each(|(id, token)| *id = *token as i32);
-            positions.extend(0..width as i32);
-            last.push(text.len() as i32 - 1);
-        }
-        let types = vec![0; tokens];
+        let [ids, positions, types, last] = inputs(texts, batch, shape);
         let mut out = vec![0.0; batch.len() * self.config.hidden];
         self.executor
             .run(&self.plans[&shape], &[&ids, &positions, &types, &last], &mut [&mut out])

@@ -117,6 +117,14 @@ fn infer_op(op: &Op, inputs: &[&Type], wanted: Option<&Type>) -> Inferred {
         Op::Dot(dims) => dot(dims, inputs, wanted),
         Op::Gather(dims) => gather(dims, inputs),
         Op::Scatter(dims) => scatter(dims, inputs),
+        Op::TopK { k, indices } => {
+            let [x] = inputs else { return arity(1, inputs) };
+            let columns = x.shape.last().copied().unwrap_or(0);
+            ensure(x.dtype.is_float() && (1..=columns).contains(k), || format!("{k} of {x}"))?;
+            let mut shape = x.shape.clone();
+            shape.iter_mut().rev().take(1).for_each(|last| *last = *k);
+            Ok(Type::new(if *indices { DType::U32 } else { x.dtype }, shape))
+        }
         Op::AllReduce { .. } => {
             let [x] = inputs else { return arity(1, inputs) };
             Ok((*x).clone())

@@ -69,6 +69,15 @@ pub enum Op {
     Gather(GatherDims),
     /// `scatter(operand, indices, updates)` that assigns; indices are unique.
     Scatter(ScatterDims),
+    /// `x [.., V] → [.., K]`: the largest elements of each row, descending, the lower index first on a tie, or where they
+    /// are in the row. It has no form among XLA's primitives that a device is known to take; in HLO it is the vendor's
+    /// custom call `AwsNeuronTopK`, one for both results of the same operand.
+    TopK {
+        /// K.
+        k: usize,
+        /// Whether the result is the indices, as u32.
+        indices: bool,
+    },
     /// Element-wise reduction over the ranks of each group.
     AllReduce {
         /// The operation.
@@ -304,6 +313,7 @@ impl Op {
             Op::Dot(_) => "dot",
             Op::Gather(_) => "gather",
             Op::Scatter(_) => "scatter",
+            Op::TopK { .. } => "top-k",
             Op::AllReduce { .. } => "all-reduce",
             Op::Fused(fused) => fused.name(),
         }

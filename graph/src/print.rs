@@ -126,6 +126,7 @@ fn attributes(f: &mut Formatter<'_>, node: &Node) -> fmt::Result {
             dims("scatter_dims_to_operand_dims", &scatter.scatter_dims_to_operand_dims)?;
             write!(f, ", index_vector_dim={}", scatter.index_vector_dim)
         }
+        Op::TopK { k, indices } => write!(f, ", k={k}, indices={indices}"),
         Op::AllReduce { op, groups } => {
             f.write_str(", replica_groups={")?;
             list(f, groups.iter().map(|group| format!("{group:?}")))?;

@@ -2,11 +2,14 @@
 //! numbers a row and not V.
 
 use crate::{
-    Binary, Builder, DType, Direction, GatherDims, GraphError, Literal, NodeId, Reduction, Type, Unary,
+    Binary, Builder, DType, Direction, GatherDims, GraphError, Literal, NodeId, Op, Reduction, Type, Unary,
 };
 
 /// What a float counts to.
 const EXACT: usize = 1 << 24;
+
+/// Columns come in whole groups of so many to the custom call: what open code that uses it does.
+pub(crate) const CALL_GROUP: usize = 8;
 
 type Built = Result<NodeId, GraphError>;
 
@@ -111,6 +114,35 @@ pub fn top_k(b: &mut Builder, logits: NodeId, k: usize) -> Result<TopK, GraphErr
     // Only among NaNs is there none to find, and the place of the last column may be padding.
     let last = splat(b, &[rows, k], (vocab - 1) as f32)?;
     let indices = b.binary(Binary::Minimum, indices, last)?;
+    Ok(TopK { values, indices: b.convert(indices, DType::I32)?, log_sum_exp })
+}
+
+/// As [`top_k`], by the vendor's custom call. Rows are filled up to whole groups of eight, which it wants, with the lowest
+/// f32.
+///
+/// # Errors
+/// Where `logits` is not `f32[L, V]` with `1 ≤ k ≤ V`.
+#[track_caller]
+pub fn top_k_call(b: &mut Builder, logits: NodeId, k: usize) -> Result<TopK, GraphError> {
+    let ty = b.ty(logits).clone();
+    let location = std::panic::Location::caller();
+    let [rows, vocab] = ty.shape[..] else {
+        return Err(GraphError { op: "top-k", location, why: format!("{k} of {ty}") });
+    };
+    if ty.dtype != DType::F32 || k == 0 || k > vocab || rows == 0 {
+        return Err(GraphError { op: "top-k", location, why: format!("{k} of {ty}") });
+    }
+    let padding = vocab.next_multiple_of(CALL_GROUP) - vocab;
+    let mut whole = logits;
+    if padding > 0 {
+        let padding = splat(b, &[rows, padding], f32::MIN)?;
+        whole = b.concatenate(&[logits, padding], 1)?;
+    }
+    let values = b.push(Op::TopK { k, indices: false }, &[whole])?;
+    let indices = b.push(Op::TopK { k, indices: true }, &[whole])?;
+    let max = b.slice(values, 1, 0, 1)?;
+    let max = b.reshape(max, &[rows])?;
+    let log_sum_exp = log_sum_exp(b, logits, max)?;
     Ok(TopK { values, indices: b.convert(indices, DType::I32)?, log_sum_exp })
 }
 

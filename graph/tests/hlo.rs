@@ -266,7 +266,7 @@ fn every_other_form_is_refused() {
     type Seed = (&'static str, fn(&mut HloModuleProto));
     let seeds: [Seed; 43] = [
         ("\"sort\" is none of those", |m| of(m, "rsqrt").opcode = "sort".into()),
-        ("\"custom-call\" is none of", |m| of(m, "rsqrt").opcode = "custom-call".into()),
+        ("\"sort\" is none of", |m| of(m, "rsqrt").opcode = "sort".into()),
         ("element type 12 (f64)", |m| of(m, "rsqrt").shape.as_mut().unwrap().element_type = 12),
         ("element type 5 (s64)", |m| of(m, "parameter").shape.as_mut().unwrap().element_type = 5),
         ("element type 15 (complex)", |m| of(m, "rsqrt").shape.as_mut().unwrap().element_type = 15),
@@ -397,4 +397,54 @@ fn reductions_share_their_computations() -> Result<(), GraphError> {
     assert_eq!(module.computations.len(), 15 + 1);
     assert_eq!(read(&module.encode_to_vec()).unwrap().to_string(), canonical(&graph).to_string());
     Ok(())
+}
+
+fn largest(columns: usize, ties: bool) -> Graph {
+    let mut b = Builder::new("largest");
+    let x = b.param("x", ParamKind::Input, f32s(&[2, columns])).expect("a parameter");
+    let values = b.push(Op::TopK { k: 3, indices: false }, &[x]).expect("there are three");
+    let indices =
+        b.push(Op::TopK { k: if ties { 3 } else { 2 }, indices: true }, &[x]).expect("there are three");
+    b.output("values", values, None).expect("an output");
+    b.output("indices", indices, None).expect("an output");
+    b.finish().expect("well-formed")
+}
+
+/// Both results of one operand come from one custom call, of the form that open code gives it; no other call passes.
+#[test]
+fn the_largest_are_the_vendors_custom_call() {
+    let options = HloOptions::default();
+    for (graph, calls) in [(largest(16, true), 1), (largest(16, false), 2)] {
+        let good = module(&graph, &options).expect("it has a form");
+        let opcodes = good.computations[0].instructions.iter().map(|instruction| instruction.opcode.as_str());
+        assert_eq!(opcodes.filter(|opcode| *opcode == "custom-call").count(), calls);
+        let back = read(&good.encode_to_vec()).expect("its own form");
+        assert_eq!(back.to_string(), canonical(&graph).to_string());
+        assert_eq!(module(&back, &options).expect("it has a form"), good);
+    }
+    let good = module(&largest(16, true), &options).expect("it has a form");
+    let call = &good.computations[0].instructions[1];
+    assert_eq!((call.custom_call_target.as_str(), &call.backend_config[..]), ("AwsNeuronTopK", &b"3"[..]));
+    let tuple = &call.shape.as_ref().expect("a shape").tuple_shapes;
+    assert_eq!(
+        tuple.iter().map(|shape| (shape.element_type, shape.dimensions.clone())).collect::<Vec<_>>(),
+        [(11, vec![2, 3]), (8, vec![2, 3])]
+    );
+    let damages: [fn(&mut HloInstructionProto); 6] = [
+        |call| call.custom_call_target = "AwsNeuronArgMax".into(),
+        |call| call.backend_config = b"4".to_vec(),
+        |call| call.backend_config = b"03".to_vec(),
+        |call| call.backend_config.clear(),
+        |call| call.operand_ids.clear(),
+        |call| call.tuple_index = 1,
+    ];
+    for damage in damages {
+        let mut bad = good.clone();
+        damage(&mut bad.computations[0].instructions[1]);
+        assert!(lint(&bad).is_err(), "{:?}", bad.computations[0].instructions[1]);
+    }
+    let mut third = good.clone();
+    third.computations[0].instructions[2].tuple_index = 2;
+    assert!(lint(&third).is_err());
+    assert!(module(&largest(15, true), &options).is_err(), "no whole groups of eight");
 }

@@ -70,6 +70,8 @@ pub enum DeviceWeights {
 pub enum TopKForm {
     /// In plain HLO ([`millrace_graph::topk`]).
     Hlo,
+    /// By the vendor's custom call ([`millrace_graph::topk::top_k_call`]).
+    Neuron,
 }
 
 /// The fixed shape of one graph.
@@ -174,6 +176,7 @@ pub fn device_decoder(config: &Config, model: &DeviceModel, bucket: &Bucket) -> 
     let k = model.candidates_per_rank(config);
     let best = match model.top_k {
         TopKForm::Hlo => topk::top_k(&mut decoder.b, logits, k)?,
+        TopKForm::Neuron => topk::top_k_call(&mut decoder.b, logits, k)?,
     };
     let log_sum_exp = log_sum_exp.unwrap_or(best.log_sum_exp);
     decoder.b.output("values", best.values, None)?;

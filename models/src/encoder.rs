@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use millrace_graph::dequant::dequantise;
 use millrace_graph::{Builder, DType, Graph, NodeId, ParamKind, TensorView, Type};
 
 use crate::config::EncoderConfig;
@@ -73,6 +74,29 @@ impl EncoderCheckpoint {
         })
     }
 
+    /// A weight in f32, as little-endian bytes: what an accelerator is given for [`device_encoder`].
+    ///
+    /// # Errors
+    /// As [`EncoderCheckpoint::weight_type`], and where a number is not finite.
+    pub fn floats(&self, name: &str) -> Result<Vec<u8>, ModelError> {
+        let view = self.weight(name)?;
+        let wrong = |expected: &str| ModelError::WeightType {
+            name: name.into(),
+            expected: expected.into(),
+            found: view.ty.to_string(),
+        };
+        let mut row = vec![0.0; view.ty.cols()];
+        let mut bytes = Vec::with_capacity(4 * view.ty.elements());
+        for at in 0..view.ty.elements() / row.len().max(1) {
+            dequantise(view.ty.dtype, view.row(at), &mut row).map_err(|_| wrong("floats"))?;
+            if !row.iter().all(|x| x.is_finite()) {
+                return Err(wrong("finite numbers"));
+            }
+            bytes.extend(row.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        Ok(bytes)
+    }
+
     /// A weight; its bytes are the file's.
     ///
     /// # Errors
@@ -93,6 +117,26 @@ pub fn encoder(
     shape: &EncoderShape,
     weight_type: &dyn Fn(&str) -> Result<Type, ModelError>,
 ) -> Result<Graph, ModelError> {
+    build(config, shape, &|name, _| weight_type(name))
+}
+
+/// The graph of one batch for an accelerator, which takes weights and computes in f32: encoders are small. No checkpoint
+/// is needed.
+///
+/// # Errors
+/// Where `shape` makes no sense.
+pub fn device_encoder(config: &EncoderConfig, shape: &EncoderShape) -> Result<Graph, ModelError> {
+    let most = i32::MAX as usize;
+    if [shape.texts, shape.width].contains(&0) || shape.texts.saturating_mul(shape.width) > most {
+        return Err(ModelError::Device { what: format!("{} texts of {} tokens", shape.texts, shape.width) });
+    }
+    build(config, shape, &|_, shape| Ok(Type::new(DType::F32, shape)))
+}
+
+/// What says how a weight of this name and shape is stored.
+type Stored<'a> = dyn Fn(&str, &[usize]) -> Result<Type, ModelError> + 'a;
+
+fn build(config: &EncoderConfig, shape: &EncoderShape, stored: &Stored<'_>) -> Result<Graph, ModelError> {
     let mut b = Builder::new("encoder");
     let tokens = shape.texts * shape.width;
     let index = |count: usize| Type::new(DType::I32, [count]);
@@ -101,7 +145,7 @@ pub fn encoder(
     let token_types = b.param("token_types", ParamKind::Input, index(tokens))?;
     let last = b.param("last", ParamKind::Input, index(shape.texts))?;
 
-    let mut model = Model { b, config, weight_type };
+    let mut model = Model { b, config, stored };
     let mut x = None;
     for (part, rows, indices) in [
         ("word", config.vocab, ids),
@@ -128,12 +172,12 @@ pub fn encoder(
 struct Model<'a> {
     b: Builder,
     config: &'a EncoderConfig,
-    weight_type: &'a dyn Fn(&str) -> Result<Type, ModelError>,
+    stored: &'a Stored<'a>,
 }
 
 impl Model<'_> {
     fn weight(&mut self, name: &str, shape: &[usize]) -> Result<NodeId, ModelError> {
-        let ty = (self.weight_type)(name)?;
+        let ty = (self.stored)(name, shape)?;
         if ty.shape != shape {
             return Err(ModelError::WeightType {
                 name: name.into(),

@@ -22,7 +22,7 @@ mod weights;
 
 pub use config::{Config, EncoderConfig, Layer, Mlp, QkNorm, Rope, RopeScaling};
 pub use decoder::{StepShape, decoder};
-pub use encoder::{EncoderCheckpoint, EncoderShape, encoder};
+pub use encoder::{EncoderCheckpoint, EncoderShape, device_encoder, encoder};
 pub use error::ModelError;
 pub use gguf::{Gguf, Value};
 pub use weights::{Checkpoint, read_config};

@@ -13,9 +13,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use millrace_engine::neuron::buckets::{self, Histogram, Limits, Padding};
 use millrace_engine::neuron::compiler::{CompileOptions, Compiler, Outcome, compile_missing};
 use millrace_engine::neuron::store::Store;
-use millrace_engine::neuron::{Bucket, Planned, label, plan};
+use millrace_engine::neuron::{Bucket, EncoderSpec, Graphs, encoder_buckets, label, plan};
 use millrace_graph::DType;
-use millrace_models::read_config;
+use millrace_models::{EncoderConfig, read_config};
 
 use crate::args::{CompileArgs, DeviceDtype};
 use crate::load;
@@ -24,6 +24,10 @@ use crate::neuron::COMPILER;
 /// Plans, prints, compiles.
 pub(crate) fn run(args: &CompileArgs) -> anyhow::Result<()> {
     let path = load::find(&args.model)?;
+    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    if is_encoder(&path) {
+        return run_encoder(args, &path, jobs);
+    }
     let config = read_config(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let dtype = match args.dtype {
         DeviceDtype::Bf16 => DType::BF16,
@@ -35,10 +39,43 @@ pub(crate) fn run(args: &CompileArgs) -> anyhow::Result<()> {
     let (limits, given) = (options.limits, options.histogram.is_some());
     let histogram = options.histogram.unwrap_or_else(|| Histogram::typical(limits.max_model_len));
     print!("{}", padding_table(&planned.buckets, &limits, &histogram, given));
-    let jobs = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     match args.hlo_only {
-        true => write_hlo(&planned, &args.output, jobs),
-        false => fill_store(&planned, args, jobs),
+        true => write_hlo(&planned.spec, &planned.buckets, &args.output, jobs),
+        false => fill_store(&planned.spec, &planned.buckets, args, jobs),
+    }
+}
+
+/// Whether a folder holds a sentence encoder of the BERT family.
+fn is_encoder(path: &Path) -> bool {
+    let text = std::fs::read_to_string(path.join("config.json")).unwrap_or_default();
+    // What cannot be read is for the decoder's reader to complain about.
+    let config: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    config["model_type"] == "bert"
+}
+
+/// Sentence encoders have no KV cache, and run on one core in f32.
+fn run_encoder(args: &CompileArgs, path: &Path, jobs: usize) -> anyhow::Result<()> {
+    let config = EncoderConfig::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let graph = &args.graph;
+    if graph.buckets.is_some() || graph.weights.is_some() || graph.tensor_parallel_size != 1 {
+        bail!(
+            "{} is a sentence encoder: its graphs are planned, of f32, for one core, without --buckets, --weights or \
+             --tensor-parallel-size",
+            path.display()
+        );
+    }
+    let spec = EncoderSpec {
+        target: graph.target()?,
+        name: load::model_name(&args.model),
+        compiler_flags: graph.compiler_flag.clone(),
+        config,
+    };
+    let buckets = encoder_buckets(&spec.config);
+    let labels: Vec<String> = buckets.iter().map(label).collect();
+    println!("sentence encoder of {} layers, texts x tokens: {}", spec.config.layers, labels.join(", "));
+    match args.hlo_only {
+        true => write_hlo(&spec, &buckets, &args.output, jobs),
+        false => fill_store(&spec, &buckets, args, jobs),
     }
 }
 
@@ -66,14 +103,14 @@ fn padding_table(buckets: &[Bucket], limits: &Limits, histogram: &Histogram, giv
     out
 }
 
-fn write_hlo(planned: &Planned, output: &Path, jobs: usize) -> anyhow::Result<()> {
+fn write_hlo(graphs: &dyn Graphs, buckets: &[Bucket], output: &Path, jobs: usize) -> anyhow::Result<()> {
     let directory = output.join("hlo");
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     let started = Instant::now();
     let (next, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || -> anyhow::Result<()> {
-        while let Some(bucket) = planned.buckets.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let request = planned.spec.request(bucket).with_context(|| label(bucket))?;
+        while let Some(bucket) = buckets.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let request = graphs.request(bucket).with_context(|| label(bucket))?;
             let path = directory.join(format!("{}.hlo.pb", label(bucket)));
             std::fs::write(&path, &request.hlo)
                 .with_context(|| format!("cannot write {}", path.display()))?;
@@ -82,8 +119,7 @@ fn write_hlo(planned: &Planned, output: &Path, jobs: usize) -> anyhow::Result<()
         Ok(())
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..jobs.clamp(1, planned.buckets.len().max(1))).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..jobs.clamp(1, buckets.len().max(1))).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| match worker.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -91,7 +127,7 @@ fn write_hlo(planned: &Planned, output: &Path, jobs: usize) -> anyhow::Result<()
     })?;
     println!(
         "{} graphs, {:.1} MiB of HLO, in {:.1} s: {}",
-        planned.buckets.len(),
+        buckets.len(),
         bytes.into_inner() as f64 / f64::from(1 << 20),
         started.elapsed().as_secs_f64(),
         directory.display()
@@ -99,7 +135,12 @@ fn write_hlo(planned: &Planned, output: &Path, jobs: usize) -> anyhow::Result<()
     Ok(())
 }
 
-fn fill_store(planned: &Planned, args: &CompileArgs, jobs: usize) -> anyhow::Result<()> {
+fn fill_store(
+    graphs: &dyn Graphs,
+    buckets: &[Bucket],
+    args: &CompileArgs,
+    jobs: usize,
+) -> anyhow::Result<()> {
     let compiler = Compiler::new(args.graph.compiler.as_deref().unwrap_or(Path::new(COMPILER)))?;
     let store = Store::new(&args.output);
     let stale = store.clean()?;
@@ -109,7 +150,7 @@ fn fill_store(planned: &Planned, args: &CompileArgs, jobs: usize) -> anyhow::Res
     println!("compiler: {}", compiler.version());
     let interrupted = interrupt::watch()?;
     let bar = match std::io::stderr().is_terminal() {
-        true => ProgressBar::new(planned.buckets.len() as u64),
+        true => ProgressBar::new(buckets.len() as u64),
         false => ProgressBar::hidden(),
     };
     let style =
@@ -131,13 +172,13 @@ fn fill_store(planned: &Planned, args: &CompileArgs, jobs: usize) -> anyhow::Res
         timeout: Duration::from_secs(args.compile_timeout),
         interrupted: &|| interrupted.load(Ordering::Relaxed),
     };
-    let done = compile_missing(&planned.spec, &planned.buckets, &store, Some(&compiler), &options, &on);
+    let done = compile_missing(graphs, buckets, &store, Some(&compiler), &options, &on);
     bar.finish_and_clear();
     if interrupted.load(Ordering::Relaxed) {
         bail!("interrupted; what was compiled is kept, and the same command goes on from there");
     }
     done?;
-    let (all, found) = (planned.buckets.len(), found.into_inner());
+    let (all, found) = (buckets.len(), found.into_inner());
     println!("{all} graphs in {}, {found} of them were there before", args.output.display());
     Ok(())
 }

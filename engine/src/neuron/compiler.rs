@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::request::{Spec, SpecError};
+use super::request::{Graphs, SpecError};
 use super::store::{Artefact, Staging, Store, StoreError};
 use super::{Bucket, Target, label};
 
@@ -301,7 +301,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// With the buckets that are not in the store afterwards.
 pub fn compile_missing(
-    spec: &Spec,
+    graphs: &dyn Graphs,
     buckets: &[Bucket],
     store: &Store,
     compiler: Option<&Compiler>,
@@ -313,7 +313,7 @@ pub fn compile_missing(
         while let Some(bucket) = buckets.get(next.fetch_add(1, Ordering::Relaxed)) {
             let done = match (options.interrupted)() {
                 true => Err(CompileError::Interrupted),
-                false => ensure(spec, bucket, store, compiler, options),
+                false => ensure(graphs, bucket, store, compiler, options),
             };
             match done {
                 Ok((_, outcome)) => on(bucket, outcome),
@@ -335,13 +335,13 @@ pub fn compile_missing(
 /// # Errors
 /// Where it is neither.
 pub fn ensure(
-    spec: &Spec,
+    graphs: &dyn Graphs,
     bucket: &Bucket,
     store: &Store,
     compiler: Option<&Compiler>,
     options: &CompileOptions<'_>,
 ) -> Result<(Artefact, Outcome), CompileError> {
-    let request = spec.request(bucket)?;
+    let request = graphs.request(bucket)?;
     let Some(compiler) = compiler else {
         let found = store.find(&request, None)?;
         let found = found.ok_or_else(|| CompileError::Missing { store: store.root().to_owned() })?;

@@ -108,7 +108,7 @@ impl NeuronLoadError {
         matches!(error, Error::Nrt(nrt) if nrt.status.reaction(Phase::Load) == Reaction::Shrink)
     }
 
-    fn core(rank: usize, what: impl Into<String>, source: Error) -> Self {
+    pub(super) fn core(rank: usize, what: impl Into<String>, source: Error) -> Self {
         let reaction = match &source {
             Error::Nrt(nrt) => nrt.status.reaction(Phase::Load),
             other => other.reaction(),
@@ -143,24 +143,7 @@ impl Device {
     /// As [`Device::open`].
     pub fn claim(library: Arc<Library>, ranks: usize) -> Result<Device, NeuronLoadError> {
         let opened = Instant::now();
-        tracing::info!(library = library.describe(), "Neuron runtime");
-        let mut pause = Duration::from_millis(100);
-        let runtime = loop {
-            match Runtime::init(library.clone()) {
-                Ok(runtime) => break runtime,
-                Err(error)
-                    if matches!(error.reaction(), Reaction::RetryInit | Reaction::Wait)
-                        && opened.elapsed() + pause < CLAIM =>
-                {
-                    tracing::warn!(%error, "the NeuronCores are not free yet");
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_secs(4));
-                }
-                Err(source) => {
-                    return Err(NeuronLoadError::Claim { advice: advice(source.reaction()), source });
-                }
-            }
-        };
+        let runtime = claim(library)?;
         let threads = (0..ranks)
             .map(|rank| {
                 let core = runtime.core(rank as u32).map_err(|error| match error {
@@ -279,6 +262,29 @@ impl Device {
             done.map_err(|error| NeuronLoadError::core(rank, what, error))
         });
         done.collect()
+    }
+}
+
+/// Claims the visible cores for this process; those that another process has are waited for a while.
+pub(super) fn claim(library: Arc<Library>) -> Result<Arc<Runtime>, NeuronLoadError> {
+    let started = Instant::now();
+    tracing::info!(library = library.describe(), "Neuron runtime");
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match Runtime::init(library.clone()) {
+            Ok(runtime) => return Ok(runtime),
+            Err(error)
+                if matches!(error.reaction(), Reaction::RetryInit | Reaction::Wait)
+                    && started.elapsed() + pause < CLAIM =>
+            {
+                tracing::warn!(%error, "the NeuronCores are not free yet");
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_secs(4));
+            }
+            Err(source) => {
+                return Err(NeuronLoadError::Claim { advice: advice(source.reaction()), source });
+            }
+        }
     }
 }
 

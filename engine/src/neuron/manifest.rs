@@ -60,7 +60,7 @@ pub struct ModelEntry {
     pub dtype: String,
     /// How matrices are stored: `float`, in that type, or `int8`.
     pub weights: String,
-    /// How the largest logits are found: `hlo`.
+    /// How the largest logits are found: `hlo`, or `neuron` for the vendor's custom call.
     pub top_k: String,
     /// Tokens in a KV block.
     pub block_size: usize,

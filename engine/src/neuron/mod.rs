@@ -21,6 +21,7 @@
 //! | `start.rs` | how large the KV cache is, and how programs follow while it serves |
 //! | `collect.rs` | how an execution ended on all of them |
 //! | `runner.rs` | all ranks together, as a [`Runner`](crate::Runner) |
+//! | `encoder.rs` | sentence embeddings: their buckets, their programs, a core of their own |
 //! | `failure.rs` | what is made of a status of the runtime |
 
 pub mod buckets;
@@ -28,6 +29,7 @@ mod collect;
 pub mod compiler;
 mod device;
 mod dispatch;
+mod encoder;
 mod failure;
 mod figures;
 mod inputs;
@@ -42,12 +44,13 @@ mod start;
 pub mod store;
 
 pub use device::{Device, NeuronLoadError, kv_block_bytes};
+pub use encoder::{EncoderSpec, NeuronEncoder, encoder_buckets};
 pub use figures::{NeuronFigures, ProgramFigures};
 pub use millrace_models::device::Bucket;
 pub use plan::{PlanError, PlanOptions, Planned, plan};
 pub use provide::{FromStore, Provide, ProvideError};
 pub use rank::BindError;
-pub use request::{Request, Spec, SpecError};
+pub use request::{Graphs, Request, Spec, SpecError};
 pub use runner::{KvSource, NeuronOptions, NeuronRunner, load};
 
 use std::fmt;
@@ -104,8 +107,12 @@ impl FromStr for Target {
     }
 }
 
-/// `8x1@64`: 8 rows of 1 new token over 64 blocks each; `+adjust` where it takes an adjustment.
+/// `8x1@64`: 8 rows of 1 new token over 64 blocks each; `+adjust` where it takes an adjustment. An encoder's graphs have no
+/// blocks: `8x64`.
 pub fn label(bucket: &Bucket) -> String {
+    if bucket.blocks == 0 {
+        return format!("{}x{}", bucket.rows, bucket.width);
+    }
     let adjust = if bucket.adjust { "+adjust" } else { "" };
     format!("{}x{}@{}{adjust}", bucket.rows, bucket.width, bucket.blocks)
 }

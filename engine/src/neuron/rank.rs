@@ -206,11 +206,11 @@ impl Rank {
     }
 }
 
-fn refused(manifest: &Manifest, problems: Vec<String>) -> BindError {
+pub(super) fn refused(manifest: &Manifest, problems: Vec<String>) -> BindError {
     BindError::Manifest { bucket: label(&manifest.bucket), problems }
 }
 
-fn side(usage: manifest::Usage) -> Usage {
+pub(super) fn side(usage: manifest::Usage) -> Usage {
     match usage {
         manifest::Usage::Output => Usage::Output,
         manifest::Usage::Input | manifest::Usage::Weight | manifest::Usage::State => Usage::Input,
@@ -218,7 +218,7 @@ fn side(usage: manifest::Usage) -> Usage {
 }
 
 /// Where the program that was loaded differs from its manifest, by names and sizes.
-fn described(model: &Model, manifest: &Manifest) -> Vec<String> {
+pub(super) fn described(model: &Model, manifest: &Manifest) -> Vec<String> {
     let Some(tensors) = model.tensors() else { return Vec::new() };
     let mut problems = Vec::new();
     for entry in &manifest.tensors {

@@ -24,6 +24,21 @@ pub struct Spec {
     pub compiler_flags: Vec<String>,
 }
 
+/// What turns buckets into requests: a decoder's [`Spec`], or an [`EncoderSpec`](super::EncoderSpec).
+pub trait Graphs: Sync {
+    /// The graph of a bucket, with all that its program depends on. Deterministic.
+    ///
+    /// # Errors
+    /// Where the graph cannot be built or written.
+    fn request(&self, bucket: &Bucket) -> Result<Request, SpecError>;
+}
+
+impl Graphs for Spec {
+    fn request(&self, bucket: &Bucket) -> Result<Request, SpecError> {
+        Spec::request(self, bucket)
+    }
+}
+
 /// Why a bucket has no graph for the device.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -74,6 +89,7 @@ impl Spec {
             .into(),
             top_k: match top_k {
                 TopKForm::Hlo => "hlo",
+                TopKForm::Neuron => "neuron",
             }
             .into(),
             block_size,

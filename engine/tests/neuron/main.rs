@@ -2,6 +2,7 @@
 //! ids are compared with answers that were computed elsewhere, those of golden checkpoints.
 #![allow(clippy::print_stderr, reason = "a test that skips says so")]
 
+mod encoder;
 mod late;
 mod nan;
 
@@ -80,19 +81,22 @@ fn compile(store: &Store, config: Config, model: &DeviceModel, bucket: Bucket) -
         target: Target::Trn1,
         compiler_flags: Vec::new(),
     };
-    let request = spec.request(&bucket).expect("the model can be divided");
-    if let Some(found) = store.find(&request, Some("softcc")).expect("the store is sound") {
+    compile_request(store, &spec.request(&bucket).expect("the model can be divided"))
+}
+
+fn compile_request(store: &Store, request: &neuron::Request) -> Artefact {
+    if let Some(found) = store.find(request, Some("softcc")).expect("the store is sound") {
         return found;
     }
-    let lock = store.lock(&request, "softcc", &|| false).expect("the lock is free");
-    let staging = store.stage(lock, &request).expect("the store is writable");
+    let lock = store.lock(request, "softcc", &|| false).expect("the lock is free");
+    let staging = store.stage(lock, request).expect("the store is writable");
     let (hlo, neff) = (staging.hlo(), staging.neff());
     let words =
         ["softcc", "compile"].into_iter().chain(request.flags.iter().map(String::as_str)).chain(["--output"]);
     let words = words.map(Into::into).chain([neff.into_os_string(), hlo.into_os_string()]);
     softnrt::compiler::main(words);
-    staging.commit(&request, "softcc", 0.25).expect("it compiled");
-    store.find(&request, Some("softcc")).expect("the store is sound").expect("it was just compiled")
+    staging.commit(request, "softcc", 0.25).expect("it compiled");
+    store.find(request, Some("softcc")).expect("the store is sound").expect("it was just compiled")
 }
 
 /// Lets programs through that are not among the first ones.
@@ -155,6 +159,7 @@ struct Setup {
     kv_blocks: usize,
     candidates: usize,
     weights: DeviceWeights,
+    top_k: TopKForm,
     buckets: Vec<Bucket>,
     kv: KvSource,
     /// Sizes of the KV cache for which there are programs already.
@@ -171,6 +176,7 @@ impl Default for Setup {
             kv_blocks: 40,
             candidates: 16,
             weights: DeviceWeights::Float,
+            top_k: TopKForm::Hlo,
             buckets: BUCKETS.to_vec(),
             kv: KvSource::Given,
             sizes: Vec::new(),
@@ -211,7 +217,7 @@ impl Setup {
                 dtype: DType::F32,
                 weights: self.weights,
                 candidates: self.candidates,
-                top_k: TopKForm::Hlo,
+                top_k: self.top_k,
                 block_size: BLOCK,
                 kv_blocks: self.kv_blocks,
             },
@@ -383,6 +389,17 @@ fn requests_are_served_together_as_alone() {
         }
     }
     rig.finish();
+}
+
+#[test]
+fn the_vendors_custom_call_chooses_the_same() {
+    let Some(folder) = families().into_iter().next() else { return };
+    for ranks in [1, 2] {
+        let rig = Setup { ranks, top_k: TopKForm::Neuron, ..Setup::default() }.start(&folder);
+        let rig = rig.expect("it starts");
+        check(&rig, &folder);
+        rig.finish();
+    }
 }
 
 /// Matrices of 8 bits move the log-probabilities a little, on one core and on two alike.

@@ -2,6 +2,7 @@
 //! whatever the form.
 
 use super::proto::{LayoutProto, ShapeProto};
+use crate::topk::CALL_GROUP;
 use crate::{DType, Graph, Literal, Node, NodeId, Op, Reduction, Type};
 
 /// Dimensions that a tensor may have. The decoder's graphs need five.
@@ -16,6 +17,9 @@ pub(super) const TUPLE: i32 = 13;
 
 /// The entry computation's name.
 pub(super) const ENTRY: &str = "main";
+
+/// The custom call for the largest elements of rows.
+pub(super) const TOP_K: &str = "AwsNeuronTopK";
 
 /// Key of a parameter's name among its frontend attributes.
 pub(super) const INPUT_NAMES: &str = "neff_input_names";
@@ -221,6 +225,9 @@ pub(super) fn refuse_graph(graph: &Graph) -> Result<(), (NodeId, String)> {
             Op::Constant(literal) => refuse_literal(literal, &node.ty).map_err(refuse)?,
             Op::Dot(_) | Op::AllReduce { .. } if !operand(0).dtype.is_float() => {
                 return Err(refuse(format!("of {}, which the device computes in f32", operand(0).dtype)));
+            }
+            Op::TopK { .. } if !operand(0).cols().is_multiple_of(CALL_GROUP) => {
+                return Err(refuse(format!("of {}, which are no whole groups of {CALL_GROUP}", operand(0))));
             }
             Op::Fused(_) => return Err(refuse("is a fused op and not a primitive".into())),
             Op::Gather(dims) => {

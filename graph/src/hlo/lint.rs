@@ -18,7 +18,7 @@ pub fn lint(module: &HloModuleProto) -> Result<(), HloError> {
 }
 
 /// The opcodes in use, each with the fields of an instruction that it may set besides those that all have.
-const OPCODES: [(&str, &[&str]); 38] = [
+const OPCODES: [(&str, &[&str]); 40] = [
     ("parameter", &["parameter_number"]),
     ("constant", &["literal"]),
     ("broadcast", &["dimensions"]),
@@ -56,6 +56,8 @@ const OPCODES: [(&str, &[&str]); 38] = [
     ("gather", &["gather_dimension_numbers", "gather_slice_sizes"]),
     ("scatter", &["scatter_dimension_numbers", "called_computation_ids", "unique_indices"]),
     ("tuple", &[]),
+    ("custom-call", &["custom_call_target", "backend_config"]),
+    ("get-tuple-element", &["tuple_index"]),
     ("all-reduce", &["replica_groups", "called_computation_ids"]),
 ];
 
@@ -131,7 +133,7 @@ fn check_computation<'a>(
         check_fields(instruction).map_err(refuse)?;
         let Some(shape) = &instruction.shape else { return Err(refuse("it has no shape".into())) };
         match instruction.opcode.as_str() {
-            "tuple" => check_tuple(shape).map_err(refuse)?,
+            "tuple" | "custom-call" => check_tuple(shape).map_err(refuse)?,
             _ => drop(form::ty(shape).map_err(refuse)?),
         }
         if instruction.opcode == "parameter" {
@@ -186,6 +188,9 @@ fn check_fields(instruction: &HloInstructionProto) -> Result<(), String> {
         ("replica_groups", !instruction.replica_groups.is_empty()),
         ("comparison_direction", !instruction.comparison_direction.is_empty()),
         ("unique_indices", instruction.unique_indices),
+        ("custom_call_target", !instruction.custom_call_target.is_empty()),
+        ("backend_config", !instruction.backend_config.is_empty()),
+        ("tuple_index", instruction.tuple_index != 0),
     ];
     match set.iter().find(|(field, set)| *set && !own.contains(field)) {
         Some((field, _)) => Err(format!("{opcode} does not use the field {field}")),

@@ -48,10 +48,14 @@ pub struct HloInstructionProto {
     pub literal: Option<Box<LiteralProto>>,
     #[prost(int64, tag = "9")]
     pub parameter_number: i64,
+    #[prost(int64, tag = "13")]
+    pub tuple_index: i64,
     #[prost(int64, repeated, tag = "14")]
     pub dimensions: Vec<i64>,
     #[prost(message, repeated, tag = "17")]
     pub slice_dimensions: Vec<SliceDimensions>,
+    #[prost(string, tag = "28")]
+    pub custom_call_target: String,
     #[prost(message, optional, tag = "30")]
     pub dot_dimension_numbers: Option<DotDimensionNumbers>,
     #[prost(message, optional, tag = "33")]
@@ -64,6 +68,8 @@ pub struct HloInstructionProto {
     pub operand_ids: Vec<i64>,
     #[prost(int64, repeated, tag = "38")]
     pub called_computation_ids: Vec<i64>,
+    #[prost(bytes = "vec", tag = "43")]
+    pub backend_config: Vec<u8>,
     #[prost(message, optional, tag = "48")]
     pub scatter_dimension_numbers: Option<ScatterDimensionNumbers>,
     #[prost(message, repeated, tag = "49")]

@@ -118,7 +118,7 @@ struct Reader<'a> {
     places: Vec<NodeId>,
 }
 
-/// For an instruction whose constant is part of its users.
+/// For an instruction that is part of its users: a constant, or a custom call.
 const FOLDED: NodeId = NodeId(u32::MAX);
 
 impl<'a> Reader<'a> {
@@ -138,6 +138,11 @@ impl<'a> Reader<'a> {
                 continue;
             }
             let refuse = |why| refuse(format!("instruction {:?}", instruction.name), why);
+            if instruction.opcode == "custom-call" {
+                self.top_k(instruction).map_err(refuse)?;
+                self.places.push(FOLDED);
+                continue;
+            }
             let ty = instruction.shape.as_ref().ok_or_else(|| "it has no shape".into()).and_then(form::ty);
             let ty = ty.map_err(refuse)?;
             let node = NodeId(self.nodes.len() as u32);
@@ -195,6 +200,33 @@ impl<'a> Reader<'a> {
             .enumerate()
             .map(|(at, instruction)| constant(instruction) && folds[at] && !others[at])
             .collect()
+    }
+
+    /// K of the custom call for the largest elements of rows, if it is that, and something uses it.
+    fn top_k(&self, call: &HloInstructionProto) -> Result<usize, String> {
+        let text = std::str::from_utf8(&call.backend_config).unwrap_or_default();
+        let k = text.parse::<usize>().ok().filter(|k| k.to_string() == text && *k > 0);
+        let ([operand], Some(k)) = (&call.operand_ids[..], k) else {
+            return Err(format!("it has {} operands, and {text:?} for K", call.operand_ids.len()));
+        };
+        if call.custom_call_target != form::TOP_K {
+            return Err(format!("a custom call of {:?}", call.custom_call_target));
+        }
+        let of = self.entry.instructions[self.operand(*operand)].shape.as_ref();
+        let of = of.ok_or_else(|| "its operand has no shape".into()).and_then(form::ty)?;
+        let mut shape = of.shape.clone();
+        shape.iter_mut().rev().take(1).for_each(|last| *last = k);
+        let results = [of.dtype, DType::U32].map(|dtype| Some(Type::new(dtype, shape.clone())));
+        let stated = call.shape.iter().flat_map(|shape| &shape.tuple_shapes);
+        if !stated.map(|shape| form::ty(shape).ok()).eq(results) {
+            return Err(format!("its results are not the {k} largest of {of} and their indices"));
+        }
+        let uses = |other: &&HloInstructionProto| other.operand_ids.contains(&call.id);
+        match self.entry.instructions.iter().find(uses) {
+            Some(user) if user.opcode == "get-tuple-element" => Ok(k),
+            Some(user) => Err(format!("{:?} uses both of its results", user.name)),
+            None => Err("nothing uses it".into()),
+        }
     }
 
     /// An instruction's operation and operands, without those that are folded into it. That the operands suit the
@@ -277,6 +309,15 @@ impl<'a> Reader<'a> {
                     scatter_dims_to_operand_dims: dims(&numbers.scatter_dims_to_operand_dims)?,
                     index_vector_dim: number(numbers.index_vector_dim)?,
                 })
+            }
+            "get-tuple-element" => {
+                let [call] = ids else { return Err(format!("{} operands", ids.len())) };
+                let (call, index) = (source(*call), instruction.tuple_index);
+                if call.opcode != "custom-call" || !(0..2).contains(&index) {
+                    return Err(format!("result {index} of a {}", call.opcode));
+                }
+                ids = &call.operand_ids;
+                Op::TopK { k: self.top_k(call)?, indices: index == 1 }
             }
             opcode => {
                 let unary = UNARY.into_iter().find(|op| op.name() == opcode).map(Op::Unary);

@@ -68,6 +68,8 @@ struct Writer {
     instructions: i64,
     computations: Vec<HloComputationProto>,
     regions: Vec<Region>,
+    /// Operand, K and id of each custom call.
+    calls: Vec<(i64, usize, i64)>,
 }
 
 impl Writer {
@@ -191,6 +193,9 @@ impl Writer {
         if let Op::Constant(literal) = &node.op {
             return self.constant(literal, &node.ty, instructions);
         }
+        if let Op::TopK { k, indices } = node.op {
+            return self.top_k(k, indices, &node.ty, operands[0], instructions);
+        }
         let mut operands = operands;
         if let Op::Reduce { op, .. } = &node.op {
             let dtype = node.ty.dtype;
@@ -256,10 +261,50 @@ impl Writer {
             | Op::Unary(_)
             | Op::Binary(_)
             | Op::Select
+            | Op::TopK { .. }
             | Op::Fused(_) => {}
         }
         let id = to.id;
         instructions.push(to);
+        id
+    }
+
+    /// One of the results of a custom call, which is written before the first that is asked for.
+    fn top_k(
+        &mut self,
+        k: usize,
+        indices: bool,
+        ty: &Type,
+        operand: i64,
+        instructions: &mut Vec<HloInstructionProto>,
+    ) -> i64 {
+        let written = self.calls.iter().find(|(of, count, _)| (*of, *count) == (operand, k));
+        let call = match written {
+            Some((.., id)) => *id,
+            None => {
+                let shape = instructions.iter().find(|instruction| instruction.id == operand);
+                let dtype = shape.and_then(|of| of.shape.as_ref()).and_then(|shape| form::ty(shape).ok());
+                let dtype = dtype.map_or(DType::F32, |ty| ty.dtype);
+                let results =
+                    [dtype, DType::U32].map(|dtype| type_shape(&Type::new(dtype, ty.shape.clone())));
+                let shape = ShapeProto {
+                    element_type: form::TUPLE,
+                    tuple_shapes: results.into(),
+                    ..ShapeProto::default()
+                };
+                let mut call = self.instruction("custom-call", shape, vec![operand]);
+                call.custom_call_target = form::TOP_K.into();
+                call.backend_config = k.to_string().into_bytes();
+                let id = call.id;
+                instructions.push(call);
+                self.calls.push((operand, k, id));
+                id
+            }
+        };
+        let mut result = self.instruction("get-tuple-element", type_shape(ty), vec![call]);
+        result.tuple_index = i64::from(indices);
+        let id = result.id;
+        instructions.push(result);
         id
     }
 

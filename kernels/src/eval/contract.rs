@@ -265,3 +265,19 @@ fn product(x: &[f32], y: &[f32]) -> f64 {
     let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum();
     sums.iter().sum::<f64>() + rest
 }
+
+/// The largest elements of each row, descending, the lower index first on a tie, or their indices.
+pub(super) fn top_k(k: usize, indices: bool, x: &Value) -> Data {
+    let Data::Float(elements) = x.data() else { unreachable!("inference checks that these are floats") };
+    let columns = x.ty().cols();
+    let rows = elements.chunks_exact(columns).map(|row| {
+        let mut order: Vec<usize> = (0..columns).collect();
+        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]));
+        order.truncate(k);
+        (row, order)
+    });
+    match indices {
+        true => Data::Int(rows.flat_map(|(_, order)| order.into_iter().map(|at| at as i64)).collect()),
+        false => Data::Float(rows.flat_map(|(row, order)| order.into_iter().map(|at| row[at])).collect()),
+    }
+}

@@ -161,6 +161,7 @@ fn compute(
         (Op::Reduce { op, dims }, [x]) => contract::reduce(*op, dims, x, ty),
         (Op::Dot(dims), [x, y]) => contract::dot(dims, x, y, ty),
         (Op::Gather(dims), [x, indices]) => index::gather(dims, x, indices, ty)?,
+        (Op::TopK { k, indices }, [x]) => contract::top_k(*k, *indices, x),
         (Op::Fused(_), _) => return Err(Fault::Fused),
         (op, _) => unreachable!("verification checks the operands of {}", op.name()),
     };

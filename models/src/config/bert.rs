@@ -44,7 +44,7 @@ impl EncoderConfig {
     ///
     /// # Errors
     /// Where a file is missing or malformed, or asks for something that would change the embeddings and is not done.
-    pub(crate) fn read(directory: &Path) -> Result<EncoderConfig, ModelError> {
+    pub fn read(directory: &Path) -> Result<EncoderConfig, ModelError> {
         let path = directory.join("config.json");
         let file = path.display().to_string();
         let map: Map<String, Value> = json::read(&path, LIMIT)?;

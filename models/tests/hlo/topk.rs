@@ -2,18 +2,24 @@
 
 use std::collections::HashMap;
 
-use millrace_graph::topk::top_k;
-use millrace_graph::{Builder, DType, Graph, ParamKind, Type};
+use millrace_graph::topk::{TopK, top_k, top_k_call};
+use millrace_graph::{Builder, DType, Graph, GraphError, NodeId, ParamKind, Type, hlo};
 use millrace_kernels::eval::{Value, evaluate};
 use proptest::prelude::*;
 
 use crate::judge::Judge;
 use crate::{Noise, job, off};
 
+type Form = fn(&mut Builder, NodeId, usize) -> Result<TopK, GraphError>;
+
 fn graph(rows: usize, vocab: usize, k: usize) -> Graph {
+    built(top_k, rows, vocab, k)
+}
+
+fn built(form: Form, rows: usize, vocab: usize, k: usize) -> Graph {
     let mut b = Builder::new("top-k");
     let logits = b.param("logits", ParamKind::Input, Type::new(DType::F32, [rows, vocab])).unwrap();
-    let best = top_k(&mut b, logits, k).unwrap();
+    let best = form(&mut b, logits, k).unwrap();
     for (name, node) in [("values", best.values), ("indices", best.indices), ("lse", best.log_sum_exp)] {
         b.output(name, node, None).unwrap();
     }
@@ -55,6 +61,11 @@ proptest! {
         let k = k.min(vocab);
         let logits = logits(seed, rows, vocab, [1, 3, 20, 10_000][spread as usize]);
         let found = evaluate(&graph(rows, vocab, k), &HashMap::from([("logits".into(), logits.clone())])).unwrap();
+        check(&logits, k, &found);
+        // The custom call, which XLA on a CPU does not know, after its way through HLO.
+        let call = hlo::write(&built(top_k_call, rows, vocab, k), &hlo::HloOptions::default()).unwrap();
+        let call = hlo::read(&call).unwrap();
+        let found = evaluate(&call, &HashMap::from([("logits".into(), logits.clone())])).unwrap();
         check(&logits, k, &found);
     }
 }
@@ -100,5 +111,7 @@ fn more_than_a_row_has_is_refused() {
         let mut b = Builder::new("refused");
         let x = b.param("x", ParamKind::Input, Type::new(dtype, shape)).unwrap();
         assert!(top_k(&mut b, x, k).is_err());
+        let wide = b.ty(x).rank() == 2 && b.ty(x).dtype == DType::F32 && (1..=b.ty(x).cols()).contains(&k);
+        assert_eq!(top_k_call(&mut b, x, k).is_err(), !wide, "the call does not count in floats");
     }
 }
