@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
+use super::amounts::Amounts;
 use super::cards::Draft;
 use super::directive::{AllowedHosts, Directive, Parser, Piece};
 use super::event::{Card, CardBody, Citation, Event, State};
@@ -48,6 +49,8 @@ pub struct Desk {
     pub allowed: AllowedHosts,
     /// Shown before the text: what the question itself calls for.
     pub opening: Vec<Directive>,
+    /// Shown behind the text where the text has shown no product by itself.
+    pub closing: Option<Directive>,
     /// Shown at the end.
     pub suggestions: Vec<String>,
 }
@@ -67,6 +70,8 @@ pub struct Summary {
     pub dropped: u32,
     /// Links that led elsewhere.
     pub links_dropped: u32,
+    /// Amounts of money, which are not for the model to write.
+    pub amounts_dropped: u32,
     /// Cards by the state they ended in: ready, stale, unavailable.
     pub cards: [u32; 3],
     /// From the start to the first text.
@@ -96,6 +101,7 @@ where
         owners: HashMap::new(),
         summary: Summary::default(),
         shown: Shown::default(),
+        amounts: Amounts::default(),
     };
     composer.prefetch();
     for directive in &desk.opening {
@@ -104,6 +110,11 @@ where
     let result = composer.text(text, parser).await;
     match &result {
         Ok(()) => {
+            if composer.summary.named.is_empty()
+                && let Some(directive) = desk.closing.clone()
+            {
+                composer.card(directive);
+            }
             composer.rest().await;
             composer.suggest();
         }
@@ -122,6 +133,7 @@ struct Composer<'a, E> {
     owners: HashMap<Id, (usize, usize)>,
     summary: Summary,
     shown: Shown,
+    amounts: Amounts,
 }
 
 impl<E: FnMut(Event) + Send> Composer<'_, E> {
@@ -151,6 +163,9 @@ impl<E: FnMut(Event) + Send> Composer<'_, E> {
             }
         }
         self.pieces(parser.finish());
+        let rest = self.amounts.finish();
+        self.show(rest);
+        self.summary.amounts_dropped = self.amounts.dropped();
         self.summary.dropped += parser.malformed();
         self.summary.links_dropped = parser.links_dropped();
         self.summary.sentences = self.shown.finish();
@@ -181,6 +196,8 @@ impl<E: FnMut(Event) + Send> Composer<'_, E> {
                     };
                     if known {
                         self.prose(&mut prose);
+                        let rest = self.amounts.pause();
+                        self.show(rest);
                         self.card(directive);
                     } else {
                         self.summary.dropped += 1;
@@ -192,10 +209,14 @@ impl<E: FnMut(Event) + Send> Composer<'_, E> {
     }
 
     fn prose(&mut self, prose: &mut String) {
-        if prose.is_empty() {
+        let text = self.amounts.push(&std::mem::take(prose));
+        self.show(text);
+    }
+
+    fn show(&mut self, text: String) {
+        if text.is_empty() {
             return;
         }
-        let text = std::mem::take(prose);
         self.summary.first_text.get_or_insert(self.started.elapsed());
         self.shown.push(&text);
         (self.emit)(Event::Text(text));

@@ -5,6 +5,7 @@
 //! [`hydrate`] asks the stores, [`cards`] puts together what they say, and [`stream`] writes the [`event`]s for clients.
 //! `assist` is the whole of it over HTTP.
 
+pub mod amounts;
 pub(crate) mod assist;
 pub mod cards;
 pub mod compose;

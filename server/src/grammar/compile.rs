@@ -19,8 +19,10 @@ use super::{Grammar, GrammarError, vocabulary};
 /// From the question to the answer, waiting included.
 const DEADLINE: Duration = Duration::from_millis(400);
 
-/// Grammars that are compiled at a time; one that has missed its deadline still counts until its fuel is out.
-const THREADS: usize = 2;
+/// Grammars that are compiled at a time. One that has missed its deadline cannot be stopped: it counts until its fuel is
+/// out, some seconds later. So there are enough that several of that kind leave room for others, each of which takes
+/// milliseconds, and few enough to bound the memory that they take meanwhile.
+const THREADS: usize = 8;
 
 /// Bytes of stack of a compiling thread: the compiler recurses along the grammar, whose text is bounded. What is not
 /// used costs nothing.
@@ -87,9 +89,11 @@ impl Compiler {
         let permit = timeout_at(end, self.threads.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| GrammarError::Busy)?.map_err(|_| GrammarError::Busy)?;
         let (answer, answered) = oneshot::channel();
+        let (named, name) = oneshot::channel();
         let compiler = self.clone();
         let work = move || {
-            let built = catch_unwind(AssertUnwindSafe(|| compiler.build(grammar)));
+            let _ = named.send(rustix::thread::gettid());
+            let built = catch_unwind(AssertUnwindSafe(|| compiler.build_and_keep(grammar)));
             drop(permit);
             let failed = |_| Err(GrammarError::Invalid("the compiler failed on it".to_owned()));
             // Whoever asked may have given up.
@@ -100,7 +104,13 @@ impl Compiler {
         match timeout_at(end, answered).await {
             Ok(Ok(matcher)) => Ok(Box::new(Guided(matcher?))),
             Ok(Err(_)) => Err(GrammarError::Invalid("the compiler failed on it".to_owned())),
-            Err(_) => Err(GrammarError::Deadline(DEADLINE.as_millis())),
+            Err(_) => {
+                // It goes on with what nobody else wants of the processors. On Linux a thread's id does for a process's.
+                if let Ok(thread) = name.await {
+                    let _ = rustix::process::setpriority_process(Some(thread), 19);
+                }
+                Err(GrammarError::Deadline(DEADLINE.as_millis()))
+            }
         }
     }
 
@@ -135,12 +145,27 @@ impl Compiler {
         self.factory.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
-    fn build(&self, grammar: Grammar) -> Result<Matcher, GrammarError> {
+    /// A constraint of a grammar that this program has made: at once, on the caller's thread, and for one request.
+    ///
+    /// # Errors
+    /// [`GrammarError::Invalid`] where what it was made of is too much.
+    pub(crate) fn compile_own(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, GrammarError> {
+        let built = catch_unwind(AssertUnwindSafe(|| self.build(grammar)));
+        let failed = |_| Err(GrammarError::Invalid("the compiler failed on it".to_owned()));
+        Ok(Box::new(Guided(built.unwrap_or_else(failed)?)))
+    }
+
+    fn build(&self, grammar: &Grammar) -> Result<Matcher, GrammarError> {
         let invalid = |message: &str| GrammarError::Invalid(shorten(message));
         let parser = self.factory()?.create_parser(grammar.parse()?);
         let mut matcher = Matcher::new(parser);
         // What cannot even begin is a wrong grammar; and the first set is the same for every request.
         matcher.compute_mask_or_eos().map_err(|error| invalid(&error.to_string()))?;
+        Ok(matcher)
+    }
+
+    fn build_and_keep(&self, grammar: Grammar) -> Result<Matcher, GrammarError> {
+        let matcher = self.build(&grammar)?;
         let own = matcher.deep_clone();
         self.cache().insert(grammar, matcher);
         Ok(own)

@@ -8,6 +8,7 @@
 //! The work is `llguidance`'s: an Earley parser over lexemes that are derivatives of regular expressions, asked against
 //! a trie of the whole vocabulary.
 
+mod assistant;
 mod cache;
 mod compile;
 mod constraint;
@@ -15,6 +16,7 @@ mod constraint;
 mod tests;
 mod vocabulary;
 
+pub(crate) use assistant::{Allowed, grammar as for_assistant};
 pub(crate) use compile::Compiler;
 
 use llguidance::api::TopLevelGrammar;

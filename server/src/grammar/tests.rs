@@ -47,10 +47,10 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// A small random generator whose seed a failure prints.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -63,13 +63,13 @@ impl Random {
     }
 }
 
-struct Generated {
-    text: String,
-    complete: bool,
+pub(super) struct Generated {
+    pub(super) text: String,
+    pub(super) complete: bool,
 }
 
 /// Samples at a high temperature. `bias` is added to the logits of tokens.
-fn generate(
+pub(super) fn generate(
     tokenizer: &Tokenizer,
     eos: u32,
     mut constraint: Box<dyn Constraint>,
@@ -251,12 +251,54 @@ fn hostile_grammars_are_refused_in_time() {
     }
 }
 
+/// Several hostile grammars at once are refused in time, and what others ask for meanwhile is compiled.
+#[test]
+fn hostile_grammars_do_not_starve_others() {
+    let (tokenizer, eos) = vocabulary(&["x"]);
+    let compiler = Compiler::new(&tokenizer, &[eos]).expect("a compiler");
+    let hostile = |seed: usize| {
+        let rules: String = (0..4000).map(|i| format!("A{i}: A{} A{}\n", i + 1, i + 1)).collect();
+        Grammar::Lark(format!("start: A0\n{rules}A4000: \"{seed}\""))
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let started = Instant::now();
+        let attacks: Vec<_> = (0..6)
+            .map(|seed| {
+                let compiler = compiler.clone();
+                tokio::spawn(
+                    async move { (compiler.compile(hostile(seed)).await.map(drop), started.elapsed()) },
+                )
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // A deadline that passes on a busy machine is no starvation: it is tried again, while they still run.
+        let mut tries = 0;
+        while let Err(error) = compiler.compile(Grammar::choice(&["yes".to_owned()])).await {
+            tries += 1;
+            assert!(tries < 8, "{error}");
+        }
+        for attack in attacks {
+            let (result, took) = attack.await.expect("no panic");
+            assert!(
+                matches!(result, Err(GrammarError::Invalid(_) | GrammarError::Deadline(_))),
+                "{result:?}"
+            );
+            assert!(took < Duration::from_secs(5), "{took:?}");
+            println!("hostile: {result:?} after {took:?}");
+        }
+    });
+}
+
 #[test]
 fn the_cache_is_bounded_and_its_grammars_start_afresh() {
     let (tokenizer, eos) = vocabulary(&[]);
     let compiler = Compiler::new(&tokenizer, &[eos]).expect("a compiler");
     for number in 0..900 {
-        block_on(compiler.compile(Grammar::choice(&[format!("{number}")]))).expect("it compiles");
+        // On a busy machine even this may miss the deadline.
+        while let Err(error) = block_on(compiler.compile(Grammar::choice(&[format!("{number}")]))) {
+            assert!(matches!(error, GrammarError::Deadline(_)), "{error}");
+        }
         let (entries, bytes) = compiler.cached();
         assert!(entries > 0 && bytes <= super::cache::Cache::LIMIT);
     }

@@ -1,11 +1,12 @@
 //! One answer from its question to its last event.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
-use millrace_engine::{Request, SamplingParams};
+use millrace_engine::{Constraint, Request, SamplingParams};
 use millrace_models::text::{RenderOptions, StopStrings};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
@@ -20,11 +21,12 @@ use crate::assistant::event::{Citation, End, Event, Plan, Start};
 use crate::assistant::hydrate::{Role, Shopper};
 use crate::assistant::prompt::{self, Dossier};
 use crate::assistant::session::{Answer, AnswerKey, Session, normalise};
-use crate::assistant::source::Source;
+use crate::assistant::source::{Product, Source};
 use crate::assistant::stream::{AI_SDK_HEADER, AgUi, AiSdk, Encoder, Whole};
 use crate::auth::Tenant;
 use crate::body::{Received, Response, events, json_response, whole};
 use crate::error::ApiError;
+use crate::grammar::{self, Allowed};
 use crate::openai::{Choice, Choices, Rules, template_error};
 use crate::route::random_id;
 use crate::service::{Loaded, Running, Service};
@@ -267,17 +269,27 @@ impl Job {
         {
             desk.opening.push(Directive::Reviews { id: id.clone() });
         }
+        if !personal && !evidence.is_empty() {
+            desk.closing = closing(&products);
+        }
         let names = products.iter().map(|product| (product.id.clone(), product.title.clone())).collect();
         let draft = Draft { session, evidence, names, question: ask.question.clone() };
         let (shared, reader) = (service.clone(), model.clone());
         let bytes =
             ask.question.len() + draft.session.turns.iter().map(|(u, a)| u.len() + a.len()).sum::<usize>();
-        let work = move || draft.prepare(shared.assistant(), &reader);
+        let attributes: BTreeSet<String> =
+            products.iter().flat_map(|product| product.attributes.keys().cloned()).collect();
+        let attributes: Vec<String> = attributes.into_iter().collect();
+        let work = move || {
+            let prepared = draft.prepare(shared.assistant(), &reader)?;
+            let constraint = constraint(&reader, &prepared.dossier, &attributes);
+            Ok((prepared, constraint))
+        };
         // Evidence and rules make it more than it looks.
-        let prepared = service.compute(bytes + (2 << 10), work).await?;
+        let (prepared, constraint) = service.compute(bytes + (2 << 10), work).await?;
         desk.citations =
             prepared.dossier.numbered().map(|(number, passage)| citation(number, passage)).collect();
-        let text = submit(&service, &model, prepared.ids, &tenant, running)?;
+        let text = submit(&service, &model, prepared.ids, constraint, &tenant, running)?;
         let mut session = prepared.session;
         session.evidence = prepared.dossier.first + prepared.dossier.passages.len() as u32 - 1;
         let message = prepared.message;
@@ -332,7 +344,7 @@ impl Job {
             "answerCached": matches!(self.text, Text::Replay(..)),
             "grounding": { "supported": supported, "total": total },
             "cards": { "ready": ready, "stale": stale, "unavailable": unavailable },
-            "dropped": { "directives": summary.dropped, "links": summary.links_dropped },
+            "dropped": { "directives": summary.dropped, "links": summary.links_dropped, "amounts": summary.amounts_dropped },
             "timings": {
                 "retrievalMs": waited.as_millis() as u64,
                 "firstTextMs": millis(summary.first_text),
@@ -445,10 +457,22 @@ impl Draft {
     }
 }
 
+/// Holds an answer to what was found for it. A model whose output cannot be constrained goes without: what it may not
+/// name is dropped from its text.
+fn constraint(model: &Loaded, dossier: &Dossier, attributes: &[String]) -> Option<Box<dyn Constraint>> {
+    let products: Vec<String> = dossier.products.iter().map(|(id, _)| id.clone()).collect();
+    let citations: Vec<u32> = dossier.numbered().map(|(number, _)| number).collect();
+    let allowed = Allowed { products: &products, attributes, citations: &citations };
+    let compiled =
+        model.grammars().and_then(|compiler| compiler.compile_own(&grammar::for_assistant(&allowed)));
+    compiled.inspect_err(|error| tracing::debug!(%error, "an answer goes without a grammar")).ok()
+}
+
 fn submit(
     service: &Service,
     model: &Arc<Loaded>,
     prompt: Vec<u32>,
+    constraint: Option<Box<dyn Constraint>>,
     tenant: &Tenant,
     running: Running,
 ) -> Result<Text, ApiError> {
@@ -465,7 +489,8 @@ fn submit(
         ..SamplingParams::default()
     };
     let prompt_tokens = prompt.len();
-    let request = Request { prompt, params, n: 1, cache_salt: tenant.salt(None), ..Request::default() };
+    let salt = tenant.salt(None);
+    let request = Request { prompt, params, constraint, n: 1, cache_salt: salt, ..Request::default() };
     let rules = Arc::new(Rules {
         stop: StopStrings::new::<&str>(&[], false),
         stop_strings: Vec::new(),
@@ -506,6 +531,19 @@ fn suggestions(evidence: &[crate::assistant::Evidence], question: &str) -> Vec<S
     }
     questions.truncate(3);
     questions
+}
+
+/// The products that fit a question best, for an answer that shows none.
+fn closing(products: &[Arc<Product>]) -> Option<Directive> {
+    const MOST: usize = 3;
+    match products {
+        [] => None,
+        [one] => Some(Directive::Product { id: one.id.clone(), layout: None }),
+        _ => {
+            let ids = products.iter().take(MOST).map(|product| product.id.clone()).collect();
+            Some(Directive::List { ids, layout: None })
+        }
+    }
 }
 
 fn words(question: &str) -> Vec<String> {
