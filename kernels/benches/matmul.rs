@@ -1,9 +1,13 @@
 //! Products of packed matrices, in the shapes of SmolLM2-135M's layers and head: multiply-adds per second, by
-//! format and number of tokens, on all processors. For one token the figure that matters is bytes of weights
-//! per second, which is printed beside: reading them is all the time there is.
+//! format and number of tokens, on all processors. Printed beside, of the best sample: multiply-adds and bytes of
+//! weights a second, each with its share of what the machine was measured to do at the start. For one token the
+//! bytes matter, since reading weights is all the time there is; for many the multiply-adds.
 //!
 //! Data are random and fixed by a seed; matrices of one layer are repeated until they exceed the caches, as a
 //! model's do. Each product is compared with its definition before it is timed.
+
+#[path = "../examples/machine/peaks.rs"]
+mod peaks;
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -11,9 +15,10 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use millrace_graph::{DType, TensorView, Type};
 use millrace_kernels::dequant::dequantise;
-use millrace_kernels::matrix::{Matrix, Operand, Output, Precision, Scratch, multiply};
+use millrace_kernels::matrix::{Activations, Matrix, Operand, Output, Precision, Scratch, multiply};
 use millrace_kernels::pool::Pool;
 use millrace_kernels::quantise::quantise;
+use peaks::Peaks;
 
 /// Rows and columns: attention's output, gate and up, down, head.
 const SHAPES: [(usize, usize); 4] = [(576, 576), (3072, 576), (576, 1536), (49152, 576)];
@@ -126,6 +131,7 @@ fn main() {
     let pool = Pool::new(std::thread::available_parallelism().map_or(1, usize::from));
     pool.pin_caller();
     let scratches = scratches(&pool);
+    let peaks = Peaks::measure(&pool);
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))
@@ -141,7 +147,7 @@ fn main() {
                     continue;
                 }
                 group.throughput(Throughput::Elements((rows * cols * tokens) as u64));
-                let mut case = None;
+                let (mut case, mut best) = (None, Duration::MAX);
                 group.bench_function(BenchmarkId::from_parameter(format!("{rows}x{cols}")), |b| {
                     let case = case
                         .get_or_insert_with(|| Case::new(&pool, dtype, (rows, cols), tokens, 7 + i as u64));
@@ -153,17 +159,25 @@ fn main() {
                             index += 1;
                         }
                         black_box(&case.out);
+                        best = best.min(start.elapsed() / iterations as u32);
                         start.elapsed()
                     });
                 });
-                if let (1, Some(case)) = (tokens, &mut case) {
-                    let bytes: usize = case.matrices.iter().map(Matrix::bytes).sum();
-                    let count = case.matrices.len();
-                    let start = Instant::now();
-                    (0..count).for_each(|index| case.step(&pool, index, &scratches));
-                    let rate = bytes as f64 / start.elapsed().as_secs_f64() / 1e9;
-                    println!("{:>50} {rate:.1} GB/s of weights", "");
-                }
+                let Some(case) = case else { continue };
+                let arithmetic = match case.matrices[0].activations(Precision::Fast) {
+                    Activations::F32 => peaks.f32,
+                    Activations::I16 => peaks.i16,
+                    Activations::I8 => peaks.i8,
+                };
+                let rate = |count: usize| count as f64 / best.as_secs_f64() / 1e9;
+                let (macs, bytes) = (rate(rows * cols * tokens), rate(case.matrices[0].bytes()));
+                println!(
+                    "{:24} {macs:.1} GMAC/s ({:.0} % of {arithmetic:.0}), {bytes:.1} GB/s of weights ({:.0} % of {:.1})",
+                    "",
+                    100.0 * macs / arithmetic,
+                    100.0 * bytes / peaks.read_model,
+                    peaks.read_model
+                );
             }
             group.finish();
         }

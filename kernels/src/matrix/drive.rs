@@ -18,6 +18,8 @@ use crate::cpu::{self, Isa};
 const TOKENS: usize = 128;
 /// From this many tokens on, unpacking a panel pays.
 const PANEL_FROM: usize = 12;
+/// Up to this many, what is unpacked next is asked for meanwhile. With more, unpacking is a trifle.
+const AHEAD_TO: usize = 32;
 /// Bytes of a panel: most of a first-level cache, beside a tile of activations.
 const PANEL: usize = 20 << 10;
 /// The most groups that a kernel takes at a time.
@@ -303,8 +305,9 @@ unsafe fn accumulate(
     let sums = sums.as_mut_ptr();
     let packed = matrix.group(w.part, groups.start);
     assert!(groups.end <= matrix.groups(), "groups {groups:?} of {}", matrix.groups());
-    let tiles = |run: Range<usize>, weights: *const u8, stride: usize, f: TileFn| {
+    let tiles = |run: Range<usize>, weights: *const u8, stride: usize, f: TileFn, ahead: Ahead| {
         for (i, first) in tokens.clone().step_by(TILE).enumerate() {
+            ahead.ask(i);
             // SAFETY: the tile and its sums lie within what the caller promises and the slice above.
             unsafe {
                 f(&Tile {
@@ -328,7 +331,7 @@ unsafe fn accumulate(
             for run in runs(blocks, columns) {
                 // SAFETY: the run lies within the group.
                 let weights = unsafe { packed.add(run.start * block_bytes) };
-                tiles(run, weights, matrix.group_bytes, direct.tile);
+                tiles(run, weights, matrix.group_bytes, direct.tile, Ahead::NOTHING);
             }
         }
         Way::Panel(p) => {
@@ -342,10 +345,67 @@ unsafe fn accumulate(
                         (p.unpack)(group, run.clone(), panel.as_mut_ptr().add(i * stride));
                     }
                 }
-                tiles(run, panel.as_ptr(), stride, p.tile);
+                let ahead = match tokens.len() {
+                    0..=AHEAD_TO => Ahead::of(matrix, packed, count, &run, tokens.len().div_ceil(TILE)),
+                    _ => Ahead::NOTHING,
+                };
+                tiles(run, panel.as_ptr(), stride, p.tile, ahead);
             }
         }
     }
+}
+
+/// The packed weights to be unpacked after a panel. They are asked for while it is worked on, a part with each tile: the
+/// processor's own prefetching begins when they are read, and unpacking would wait for memory most of its time.
+#[derive(Clone, Copy)]
+struct Ahead {
+    first: *const u8,
+    /// Bytes from a group to the next.
+    stride: usize,
+    groups: usize,
+    /// Cache lines of each group, and how many of them a tile asks for.
+    lines: usize,
+    part: usize,
+}
+
+impl Ahead {
+    const NOTHING: Ahead = Ahead { first: std::ptr::null(), stride: 0, groups: 0, lines: 0, part: 0 };
+
+    /// What comes after a run of the first `groups` groups from `packed` on, asked for with so many tiles.
+    fn of(matrix: &Matrix, packed: *const u8, groups: usize, run: &Range<usize>, tiles: usize) -> Ahead {
+        let stride = matrix.group_bytes;
+        // Near enough where a format has scales between its blocks.
+        let share = |blocks: usize| stride * blocks / matrix.blocks();
+        let (group, block) = if run.end < matrix.blocks() { (0, run.end) } else { (groups, 0) };
+        let first = packed.wrapping_add(group * stride + share(block));
+        let lines = share(run.len()).div_ceil(LINE);
+        Ahead { first, stride, groups, lines, part: lines.div_ceil(tiles) }
+    }
+
+    /// Asks for the part that goes with tile `tile`.
+    fn ask(&self, tile: usize) {
+        let start = tile * self.part;
+        for group in 0..self.groups {
+            for line in start..self.lines.min(start + self.part) {
+                prefetch(self.first.wrapping_add(group * self.stride + line * LINE));
+            }
+        }
+    }
+}
+
+/// A cache line.
+const LINE: usize = 64;
+
+/// Asks for the cache line at an address, whatever is there.
+fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a hint, which reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// `0..blocks` in runs of up to `most`, about equally long: a short last one would cost as much to begin as the others.

@@ -13,7 +13,8 @@
 //! - f32 activations: one chain of fused multiply-adds over the columns in order.
 //! - quantised: for each block the exact integer product `p` of codes and activations, then
 //!   `z = fma(p · d, a, z)` and, for formats with an offset, `z = fma(m, s, z)`, where `a` is the block's
-//!   activation scale and `s` that scale times the sum of its codes.
+//!   activation scale and `s` that scale times the sum of its codes. 8-bit codes are multiplied by the factor of their
+//!   columns first (see [`Activations`]), in `p` and in the sum alike.
 //!
 //! Files: `format` (stored codes and their meaning), `pack`, `memory`; `drive` (loops over groups, columns and
 //! tiles); `scalar` and `avx2` (the innermost loops); `gate` (activation functions).
@@ -45,7 +46,8 @@ use crate::cpu::{self, Isa};
 pub enum Precision {
     /// Weights are dequantised exactly and multiplied in f32.
     Reference,
-    /// Activations are quantised in blocks of 32: to 8 bits where weights have 4 or 5, to 16 where they have 6 or 8.
+    /// Activations are quantised in blocks of 32: to 8 bits (of two scales) where weights have 4 or 5, to 16 where they
+    /// have 6 or 8.
     Fast,
 }
 
@@ -132,12 +134,14 @@ impl Matrix {
 ///
 /// Prepared activations are tiles of 4 tokens, each a run of blocks of 32 columns (zero-padded):
 /// f32 `[column][token]`; or codes `[token][column]`, then `[token]` f32 scales `a`, and for 8-bit codes `[token]`
-/// f32 sums of `a · code`.
+/// f32 sums of `a · factor · code` and `[token][2]` i16 factors: the first for columns 0 and 1 of each four, the second
+/// for 2 and 3. The product's 16-bit sums keep these two apart until its last multiplication, which takes the factors
+/// in at no cost; so half as many activations share a scale, and rounding loses a quarter less.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Activations {
     /// As they are.
     F32,
-    /// 8-bit codes within ±127, one scale for each block.
+    /// 8-bit codes within ±127, one scale for each block, two factors within `0..=2¹⁴` of it.
     I8,
     /// 16-bit codes within ±32767, one scale for each block.
     I16,
@@ -151,7 +155,7 @@ impl Activations {
     const fn record(self) -> usize {
         match self {
             Activations::F32 => BLOCK * TILE * 4,
-            Activations::I8 => TILE * (BLOCK + 4 + 4),
+            Activations::I8 => TILE * (BLOCK + 4 + 4 + 4),
             Activations::I16 => TILE * (2 * BLOCK + 4),
         }
     }

@@ -52,8 +52,13 @@ unsafe fn nibble_tile<F: Nibbles>(t: &Tile) {
             let record = t.acts.add(block * Activations::I8.record());
             let (codes, scales) =
                 (record.add(token * BLOCK).cast::<i8>(), record.add(TILE * BLOCK).cast::<f32>());
+            let factors = scales.add(2 * TILE).cast::<i16>().add(2 * token);
+            // At most 2³¹: 16 · 31 · 127 · 2¹⁴ for either factor.
             let product: i32 = (0..BLOCK)
-                .map(|column| i32::from(F::code(group, block, lane, column)) * i32::from(*codes.add(column)))
+                .map(|column| {
+                    let code = i32::from(*codes.add(column)) * i32::from(*factors.add(column % 4 / 2));
+                    i32::from(F::code(group, block, lane, column)) * code
+                })
                 .sum();
             let (d, m) = F::scales(group, block, lane);
             let (a, s) = (*scales.add(token), *scales.add(TILE + token));
@@ -133,17 +138,16 @@ unsafe fn prepare_i8(row: *const f32, cols: usize, token: usize, tile: *mut u8) 
         // SAFETY: the caller's promise.
         unsafe {
             let x = read_block(row, cols, block);
-            let (a, inverse) = scale(largest(&x), 127.0);
+            let pairs = |odd: usize| (0..BLOCK).filter(move |column| column % 4 / 2 == odd);
+            let Scales { a, factors, inverses } = scales([0, 1].map(|odd| largest(pairs(odd).map(|c| x[c]))));
             let record = tile.add(block * Activations::I8.record());
-            let scales = record.add(TILE * BLOCK).cast::<f32>();
             let mut sum = 0;
             for (column, x) in x.iter().enumerate() {
-                let code = (x * inverse).round_ties_even() as i8;
+                let code = (x * inverses[column % 4 / 2]).round_ties_even() as i8;
                 *record.add(token * BLOCK + column) = code as u8;
-                sum += i32::from(code);
+                sum += i32::from(code) * i32::from(factors[column % 4 / 2]);
             }
-            *scales.add(token) = a;
-            *scales.add(TILE + token) = a * sum as f32;
+            put_scales(record, token, a, sum, factors);
         }
     }
 }
@@ -153,7 +157,7 @@ unsafe fn prepare_i16(row: *const f32, cols: usize, token: usize, tile: *mut u8)
         // SAFETY: the caller's promise.
         unsafe {
             let x = read_block(row, cols, block);
-            let (a, inverse) = scale(largest(&x), 32767.0);
+            let (a, inverse) = scale(largest(x), 32767.0);
             let record = tile.add(block * Activations::I16.record());
             for (column, x) in x.iter().enumerate() {
                 *record.cast::<i16>().add(token * BLOCK + column) = (x * inverse).round_ties_even() as i16;
@@ -176,8 +180,49 @@ pub(super) unsafe fn read_block(row: *const f32, cols: usize, block: usize) -> [
 }
 
 /// The largest magnitude; where an element is infinite or not a number, that (their bits are the largest).
-fn largest(x: &[f32; BLOCK]) -> f32 {
-    f32::from_bits(x.iter().map(|x| x.abs().to_bits()).fold(0, u32::max))
+fn largest(x: impl IntoIterator<Item = f32>) -> f32 {
+    f32::from_bits(x.into_iter().map(|x| x.abs().to_bits()).fold(0, u32::max))
+}
+
+/// How the 8-bit codes of a block are scaled: a column of pair `i` is `a · factors[i]` times its code, and its code the
+/// value times `inverses[i]`.
+pub(super) struct Scales {
+    pub(super) a: f32,
+    pub(super) factors: [i16; 2],
+    pub(super) inverses: [f32; 2],
+}
+
+/// The factor of the pair that has the larger values. With twice as much, sums of products with 5-bit codes could
+/// exceed 32 bits.
+const FACTOR: f32 = 16384.0;
+
+/// The scales of a block, from the largest magnitudes of its two kinds of columns.
+#[inline]
+pub(super) fn scales(largest: [f32; 2]) -> Scales {
+    // By the bits: what is not finite is the largest.
+    let most = f32::from_bits(largest[0].to_bits().max(largest[1].to_bits()));
+    let (a, inverse) = scale(most, 127.0 * FACTOR);
+    if inverse == 0.0 {
+        return Scales { a, factors: [0; 2], inverses: [0.0; 2] };
+    }
+    // Rounded up, lest a code exceed 127.
+    let factors = largest.map(|largest| (largest * inverse * (1.0 / 127.0)).ceil().clamp(1.0, FACTOR));
+    Scales { a, factors: factors.map(|f| f as i16), inverses: factors.map(|f| inverse / f) }
+}
+
+/// Writes what follows the codes of one token in a block's record.
+///
+/// # Safety
+/// As [`Activations::prepare`].
+#[inline]
+pub(super) unsafe fn put_scales(record: *mut u8, token: usize, a: f32, sum: i32, factors: [i16; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let scales = record.add(TILE * BLOCK).cast::<f32>();
+        *scales.add(token) = a;
+        *scales.add(TILE + token) = a * sum as f32;
+        *scales.add(2 * TILE).cast::<[i16; 2]>().add(token) = factors;
+    }
 }
 
 /// The scale of codes up to `limit` for a block of this largest magnitude, and its inverse. Zero stands for blocks

@@ -169,7 +169,9 @@ fn prepared(acts: Activations, buffer: &Buffer, tokens: usize, cols: usize) -> V
             values.push(match acts {
                 Activations::F32 => (float(record + 4 * (c * TILE + t)), 0.0),
                 Activations::I8 => {
-                    let a = float(record + TILE * BLOCK + 4 * t);
+                    let at = record + TILE * (BLOCK + 8) + 4 * t + c % 4 / 2 * 2;
+                    let factor = i16::from_le_bytes([bytes[at], bytes[at + 1]]);
+                    let a = float(record + TILE * BLOCK + 4 * t) * f64::from(factor);
                     (a * f64::from(bytes[record + t * BLOCK + c] as i8), a)
                 }
                 Activations::I16 => {

@@ -26,7 +26,7 @@ pub(super) fn kernel<F: Vectors>() -> Kernel {
         panel: Some(Panel {
             unpack: unpack::<F>,
             tile: panel_tile::<F>,
-            block_bytes: PANEL_BLOCK,
+            block_bytes: panel_block(F::HALVES),
             groups: 2,
         }),
     }
@@ -132,8 +132,10 @@ impl<F: Vectors> Source for Packed<F> {
     }
 }
 
-/// Bytes of a block in a panel: 16-bit codes in the order of their use, and 8 f32 scales for each half.
-const PANEL_BLOCK: usize = 2 * LANES * BLOCK + 2 * 4 * LANES;
+/// Bytes of a block in a panel: 16-bit codes in the order of their use, and 8 f32 scales, for each half if they differ.
+const fn panel_block(halves: bool) -> usize {
+    2 * LANES * BLOCK + if halves { 2 } else { 1 } * 4 * LANES
+}
 
 /// A group in a panel.
 struct Unpacked<F>(PhantomData<F>);
@@ -145,7 +147,7 @@ impl<F: Vectors> Source for Unpacked<F> {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn codes(group: *const u8, block: usize, s: usize) -> __m256i {
         // SAFETY: offset within the block.
-        unsafe { _mm256_loadu_si256(group.add(block * PANEL_BLOCK + 32 * s).cast()) }
+        unsafe { _mm256_loadu_si256(group.add(block * panel_block(F::HALVES) + 32 * s).cast()) }
     }
 
     #[inline]
@@ -153,7 +155,8 @@ impl<F: Vectors> Source for Unpacked<F> {
     unsafe fn scales(group: *const u8, block: usize, half: usize) -> __m256 {
         // SAFETY: offset within the block.
         unsafe {
-            _mm256_loadu_ps(group.add(block * PANEL_BLOCK + 2 * LANES * BLOCK + 4 * LANES * half).cast())
+            let block = group.add(block * panel_block(F::HALVES));
+            _mm256_loadu_ps(block.add(2 * LANES * BLOCK + 4 * LANES * half).cast())
         }
     }
 }
@@ -163,7 +166,7 @@ unsafe fn unpack<F: Vectors>(group: *const u8, blocks: Range<usize>, panel: *mut
     for (i, block) in blocks.enumerate() {
         // SAFETY: the group has the block, and the panel has room for it.
         unsafe {
-            let out = panel.add(i * PANEL_BLOCK);
+            let out = panel.add(i * panel_block(F::HALVES));
             for s in 0..16 {
                 _mm256_storeu_si256(out.add(32 * s).cast(), F::codes(group, block, s));
             }

@@ -2,15 +2,15 @@
 //!
 //! Codes stay unsigned, so `maddubs` takes them as they are (no sign trick) and the formats' centre goes into the offset
 //! `m`. Products are added as 16-bit numbers for as long as they cannot overflow: with activations within
-//! ±127, 4-bit codes over a whole block (16 · 2 · 15 · 127 / 2 = 30,480), 5-bit codes over half of one (31,496).
+//! ±127, 4-bit codes over a whole block (16 · 2 · 15 · 127 / 2 = 30,480), 5-bit codes over half of one (31,496). Each
+//! 16-bit sum is of columns with one factor; the `madd` that makes 32 bits of two of them multiplies by it.
 
 use std::arch::x86_64::{
     __m256, __m256i, _mm_loadl_epi64, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
     _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_sllv_epi32, _mm256_srli_epi16, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_storeu_si256,
-    _mm256_sub_ps,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sllv_epi32,
+    _mm256_srli_epi16, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
 };
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -164,7 +164,6 @@ unsafe fn panel_tile<const BITS: usize>(t: &Tile) {
 #[target_feature(enable = "avx2,fma,f16c")]
 #[allow(clippy::needless_range_loop, reason = "sums are indexed by group and token, in either order")]
 unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
-    let ones = _mm256_set1_epi16(1);
     // A single token's sums stay in registers; those of more would not fit beside the codes.
     let mut held = [_mm256_setzero_ps(); R];
     if C == 1 {
@@ -194,9 +193,11 @@ unsafe fn products<S: Source, const R: usize, const C: usize>(t: &Tile) {
                     short.as_flattened_mut().iter_mut().for_each(|sum| settle(sum));
                 }
                 if half == 1 || S::BITS == 5 {
-                    for r in 0..R {
-                        for c in 0..C {
-                            long[r][c] = _mm256_add_epi32(long[r][c], _mm256_madd_epi16(short[r][c], ones));
+                    for c in 0..C {
+                        let factors = broadcast(acts.add(TILE * (BLOCK + 8) + 4 * c));
+                        for r in 0..R {
+                            long[r][c] =
+                                _mm256_add_epi32(long[r][c], _mm256_madd_epi16(short[r][c], factors));
                             short[r][c] = _mm256_setzero_si256();
                         }
                     }

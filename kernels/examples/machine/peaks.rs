@@ -1,35 +1,45 @@
-//! What this machine could do at best, as JSON: memory bandwidth and multiply-accumulates of the kinds that the kernels
-//! use. The roofline that `scripts/bench-peers` compares with is measured by it in the same run.
-//!
-//! `cargo run --release -p millrace-kernels --example machine [-- THREADS]`
+//! The bandwidth and the arithmetic of this machine: what the benches and `machine` hold a kernel's figures against.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use millrace_kernels::Pool;
 
-/// Larger than any last-level cache that is ours alone, and about what a small model's weights take.
+/// Larger than any last-level cache that is ours alone.
 const DRAM_BYTES: usize = 256 << 20;
 /// About SmolLM2's weights in 4 bits: what one decoded token reads.
 const MODEL_BYTES: usize = 96 << 20;
 
-fn main() {
-    let threads = std::env::args().nth(1).and_then(|n| n.parse().ok());
-    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let pool = Pool::new(threads);
-    pool.pin_caller();
-    let mut memory = vec![0u64; DRAM_BYTES / 8];
-    advise_huge(&mut memory);
-    memory.fill(0x5a5a_5a5a_5a5a_5a5a);
-    println!(
-        "{{\"threads\": {threads}, \"read_gb_per_second\": {:.2}, \"read_96_mib_gb_per_second\": {:.2}, \"f32_gmac_per_second\": {:.1}, \
-         \"i16_gmac_per_second\": {:.1}, \"i8_gmac_per_second\": {:.1}}}",
-        bandwidth(&pool, &memory),
-        bandwidth(&pool, &memory[..MODEL_BYTES / 8]),
-        arithmetic(&pool, Kind::F32),
-        arithmetic(&pool, Kind::I16),
-        arithmetic(&pool, Kind::I8),
-    );
+/// What all workers of a pool reach together, in units of 10⁹ a second; medians of seven.
+#[derive(Clone, Copy)]
+#[allow(dead_code, reason = "each program that includes this file reads the figures that concern it")]
+pub(crate) struct Peaks {
+    /// Bytes read, of 256 MiB over and over.
+    pub(crate) read: f64,
+    /// Bytes read, of 96 MiB over and over.
+    pub(crate) read_model: f64,
+    /// Multiply-accumulates in float32.
+    pub(crate) f32: f64,
+    /// Of 16-bit numbers, summed in 32 bits.
+    pub(crate) i16: f64,
+    /// Of bytes, as the 4-bit kernels do them.
+    pub(crate) i8: f64,
+}
+
+impl Peaks {
+    /// Measures for about a second.
+    pub(crate) fn measure(pool: &Pool) -> Peaks {
+        let mut memory = vec![0u64; DRAM_BYTES / 8];
+        advise_huge(&mut memory);
+        memory.fill(0x5a5a_5a5a_5a5a_5a5a);
+        Peaks {
+            read: bandwidth(pool, &memory),
+            read_model: bandwidth(pool, &memory[..MODEL_BYTES / 8]),
+            f32: arithmetic(pool, Kind::F32),
+            i16: arithmetic(pool, Kind::I16),
+            i8: arithmetic(pool, Kind::I8),
+        }
+    }
 }
 
 /// Asks for huge pages, which packed weights have too.
