@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -19,6 +19,9 @@ use millrace_models::text::{ChatTemplate, GenerationDefaults, TemplateError, Tok
 
 use crate::args::{KvDtype, ModelArgs, PrecisionArg, WeightDtype};
 use crate::neuron;
+
+/// How long a device gets to be closed when nothing is left to compute: a program may just be loading.
+const LETTING_GO: Duration = Duration::from_secs(20);
 
 /// A model that is packed and ready to be run.
 pub(crate) struct Loaded {
@@ -180,9 +183,21 @@ impl Loaded {
 
 impl Engine {
     /// Lets running requests finish and ends the engine thread.
+    ///
+    /// # Errors
+    /// Where the engine has failed, or a device does not let itself be closed.
     pub(crate) fn stop(self) -> anyhow::Result<()> {
         self.handle.drain();
         drop(self.handle);
+        let started = Instant::now();
+        // Steps of a CPU end by themselves; a call of a device may never.
+        while self.backend == "neuron" && !self.thread.is_finished() {
+            if started.elapsed() > LETTING_GO {
+                let seconds = LETTING_GO.as_secs();
+                bail!("the device has not let go in {seconds} s: the process ends without closing it");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         match self.thread.join() {
             Ok(result) => Ok(result?),
             Err(_) => bail!("the engine thread panicked"),

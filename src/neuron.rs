@@ -38,18 +38,23 @@ const EXEC_TIMEOUT_SECONDS: u64 = 600;
 /// # Errors
 /// Where there are NeuronCores, and the library that was named for them is none.
 pub(crate) fn chosen(args: &ModelArgs) -> anyhow::Result<bool> {
-    match args.backend {
+    let present = || sysfs::scan(Path::new("/")).usable().next().is_some();
+    choose(args.backend, args.neuron_library.as_deref(), present)
+}
+
+fn choose(backend: Backend, library: Option<&Path>, present: impl Fn() -> bool) -> anyhow::Result<bool> {
+    match backend {
         Backend::Cpu => Ok(false),
         Backend::Neuron => Ok(true),
-        Backend::Auto if sysfs::scan(Path::new("/")).usable().next().is_none() => {
-            if args.neuron_library.is_some() {
+        Backend::Auto if !present() => {
+            if library.is_some() {
                 tracing::warn!("there is no NeuronCore here: --neuron-library is not used, the CPU computes");
             }
             Ok(false)
         }
-        Backend::Auto => match Library::open(args.neuron_library.as_deref()) {
+        Backend::Auto => match Library::open(library) {
             Ok(_) => Ok(true),
-            Err(error) if args.neuron_library.is_some() => Err(error).context("--neuron-library"),
+            Err(error) if library.is_some() => Err(error).context("--neuron-library"),
             Err(error) => {
                 tracing::warn!("there are NeuronCores here, but {error}; the CPU computes");
                 Ok(false)
@@ -203,6 +208,23 @@ pub(crate) fn open(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_computes_where_nobody_says() {
+        let (double, absent) = (softnrt::testing::library_path(), Path::new("/absent/libnrt.so.1"));
+        let auto = |library, present| choose(Backend::Auto, library, || present);
+        assert!(auto(Some(&double), true).expect("a library"));
+        assert!(!auto(Some(&double), false).expect("the CPU"));
+        assert!(!auto(Some(absent), false).expect("the CPU"));
+        let error = auto(Some(absent), true).expect_err("it was named");
+        assert!(
+            format!("{error:#}").contains("--neuron-library: ") && format!("{error:#}").contains("/absent/")
+        );
+        // Without a name it depends on what is installed, and is no error.
+        assert_eq!(auto(None, true).ok(), Some(Library::open(None).is_ok()));
+        assert!(choose(Backend::Neuron, Some(absent), || false).expect("asked for"));
+        assert!(!choose(Backend::Cpu, Some(&double), || true).expect("asked for"));
+    }
 
     #[test]
     fn a_hang_is_longer_than_what_the_runtime_waits() {

@@ -82,3 +82,33 @@ fn a_signal_ends_what_is_still_loading() {
     let doctor = millrace(&["doctor", "--neuron-store", &store]).output().expect("it runs");
     assert!(!String::from_utf8_lossy(&doctor.stdout).contains("damaged"), "{doctor:?}");
 }
+
+/// It serves already, and a program that follows never gets loaded.
+#[test]
+fn a_late_program_that_hangs_does_not_keep_the_process() {
+    let rig = Rig::with(1, "2x1@8+adjust,1x4@8,1x8@8");
+    let mut server = rig.serve(&["--shutdown-timeout=1"], &[("SOFTNRT_FAULT", "load@3:hang")]);
+    assert!(server.ready().is_ok(), "{}", server.log());
+    server.wait_for_words("nrt_load is told to hang");
+    server.terminate();
+    let (code, log, lived) = server.ended();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("the device has not let go"), "{log}");
+    assert!(lived < Duration::from_secs(90), "{lived:?}");
+
+    // The core is inside of that call, so requests get no further; they are told.
+    let environment = [("SOFTNRT_FAULT", "load@3:hang")];
+    let mut server = rig.serve(&["--execute-timeout=2"], &environment);
+    assert!(server.ready().is_ok(), "{}", server.log());
+    server.wait_for_words("nrt_load is told to hang");
+    let client = server.client().expect("it listens");
+    let answer = client.post("/v1/chat/completions", &crate::rig::chat(3, false));
+    assert_eq!(
+        (answer.status, answer.body["error"]["code"].as_str()),
+        (503, Some("engine_dead")),
+        "{answer:?}"
+    );
+    let (code, log, _) = server.ended();
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("no result in time"), "{log}");
+}

@@ -14,8 +14,7 @@ use tempfile::TempDir;
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// As few graphs as serve everything: little to load for each of many processes.
-const SHAPE: [&str; 12] = [
+const SHAPE: [&str; 11] = [
     "--target=trn1",
     "--dtype=f32",
     "--max-model-len",
@@ -27,8 +26,10 @@ const SHAPE: [&str; 12] = [
     "--max-num-batched-tokens",
     "8",
     "--kv-memory=64KiB",
-    "--buckets=2x1@8+adjust,1x4@8",
 ];
+
+/// One that decodes and one for prompts: as few as serve everything, so that there is little to load.
+const BUCKETS: &str = "2x1@8+adjust,1x4@8";
 
 /// A program of ours, without settings that the shell may have.
 pub(crate) fn millrace(arguments: &[&str]) -> Command {
@@ -47,11 +48,17 @@ pub(crate) fn millrace(arguments: &[&str]) -> Command {
 pub(crate) struct Rig {
     pub(crate) folder: TempDir,
     ranks: String,
+    buckets: String,
 }
 
 impl Rig {
     /// Compiles the graphs for so many cores by `millrace compile`, which starts the compiler's double.
     pub(crate) fn new(ranks: usize) -> Rig {
+        Rig::with(ranks, BUCKETS)
+    }
+
+    /// The same with other graphs.
+    pub(crate) fn with(ranks: usize, buckets: &str) -> Rig {
         let folder = tempfile::tempdir().expect("a writable temporary directory");
         let model = folder.path().join("model");
         std::fs::create_dir(&model).expect("created");
@@ -63,7 +70,8 @@ impl Rig {
         let template = "{% for m in messages %}{{ m['content'] }} {% endfor %}";
         let text = json!({ "eos_token": "t2", "chat_template": template }).to_string();
         std::fs::write(model.join("tokenizer_config.json"), text).expect("written");
-        let rig = Rig { folder, ranks: ranks.to_string() };
+        let buckets = format!("--buckets={buckets}");
+        let rig = Rig { folder, ranks: ranks.to_string(), buckets };
         rig.compile();
         rig
     }
@@ -72,7 +80,11 @@ impl Rig {
         let (model, store) = (self.path("model"), self.path("store"));
         let mut command = millrace(&["compile", "--model", &model, "--output", &store]);
         let compiler = compiler_path();
-        command.args(SHAPE).args(["--tensor-parallel-size", &self.ranks]).arg("--compiler").arg(compiler);
+        command
+            .args(SHAPE)
+            .args(["--tensor-parallel-size", &self.ranks, &self.buckets])
+            .arg("--compiler")
+            .arg(compiler);
         let done = command.output().expect("it runs");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
@@ -87,7 +99,7 @@ impl Rig {
         let (model, store) = (self.path("model"), format!("--neuron-store={store}"));
         let library = format!("--neuron-library={}", library_path().display());
         let flags = ["--model", &model, "--backend=neuron", &store, &library];
-        let cores = ["--tensor-parallel-size", &self.ranks];
+        let cores = ["--tensor-parallel-size", &self.ranks, &self.buckets];
         Server::start(&[&flags[..], &SHAPE, &cores, more].concat(), environment)
     }
 

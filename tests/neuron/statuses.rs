@@ -73,6 +73,8 @@ fn remedy(reaction: Reaction) -> &'static str {
 
 struct Case {
     phase: Phase,
+    /// The call that returns it.
+    call: &'static str,
     code: u32,
     seen: Seen,
     /// Whether it is returned again and again, not once.
@@ -101,12 +103,17 @@ impl Case {
     }
 
     fn label(&self) -> String {
-        format!("{:?} {}{}", self.phase, self.code, if self.lasts { ", again and again" } else { "" })
+        format!(
+            "{:?}, {} {}{}",
+            self.phase,
+            self.call,
+            self.code,
+            if self.lasts { ", again and again" } else { "" }
+        )
     }
 
     fn at_start(&self, rig: &Rig, expected: &str) {
-        let call = if self.phase == Phase::Init { "init" } else { "load" };
-        let fault = format!("{call}@{}:{}", if self.lasts { "1-" } else { "1" }, self.code);
+        let fault = format!("{}@{}:{}", self.call, if self.lasts { "1-" } else { "1" }, self.code);
         // Fewer blocks are other graphs, which the store does not have.
         let compiler = format!("--compiler={}", compiler_path().display());
         let more = if self.seen == Shrunk { vec![compiler.as_str()] } else { Vec::new() };
@@ -264,14 +271,17 @@ fn what_each_status_means_to_clients() {
     let expected = undisturbed(&rig, 1);
     // First those that take their time.
     let mut cases = vec![
-        Case { phase: Phase::Init, code: 1005, seen: Ended, lasts: true },
-        Case { phase: Phase::Load, code: 15, seen: Ended, lasts: true },
-        Case { phase: Phase::Run, code: 7, seen: Ended, lasts: true },
+        Case { phase: Phase::Init, call: "init", code: 1005, seen: Ended, lasts: true },
+        Case { phase: Phase::Load, call: "load", code: 15, seen: Ended, lasts: true },
+        Case { phase: Phase::Run, call: "execute", code: 7, seen: Ended, lasts: true },
     ];
-    for (code, seen) in EXPECTED {
-        for (phase, seen) in [Phase::Init, Phase::Load, Phase::Run].into_iter().zip(seen) {
-            cases.push(Case { phase, code, seen, lasts: false });
-        }
+    for (code, [init, load, run]) in EXPECTED {
+        let of = |phase, call, seen| Case { phase, call, code, seen, lasts: false };
+        cases.push(of(Phase::Init, "init", init));
+        cases.push(of(Phase::Load, "load", load));
+        // A program's first run belongs to its loading.
+        cases.push(of(Phase::Load, "execute", load));
+        cases.push(of(Phase::Run, "execute", run));
     }
     let started = Instant::now();
     all(&cases, |case| case.run(&rig, &expected));

@@ -1,10 +1,11 @@
 //! Compiled programs on a core.
 
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{error::Error, library::text, runtime::Core, tensor::TensorSet};
 use crate::{
-    result::{self, NrtError},
+    result::{self, NrtError, Phase, Reaction},
     sys::{nrt_model_t, nrt_tensor_info_array_t, nrt_tensor_usage_t},
 };
 
@@ -53,6 +54,8 @@ pub struct Model {
     raw: NonNull<nrt_model_t>,
     core: Core,
     tensors: Option<Vec<TensorInfo>>,
+    /// Whether it has run.
+    has_run: AtomicBool,
 }
 
 // SAFETY: a model is a handle without affinity to a thread; every call on it takes its core's lock.
@@ -91,7 +94,7 @@ impl Core {
 impl Model {
     fn new(core: &Core, raw: NonNull<nrt_model_t>) -> Result<Self, Error> {
         // Owned from here on, so that an error below unloads it.
-        let mut model = Self { raw, core: core.clone(), tensors: None };
+        let mut model = Self { raw, core: core.clone(), tensors: None, has_run: AtomicBool::new(false) };
         let lock = core.enter()?;
         // SAFETY: the model is loaded, and the lock keeps its other users out.
         if let Some(info) = unsafe { result::model_tensor_info(core.nrt(), raw) } {
@@ -168,6 +171,8 @@ impl Model {
 
     /// Runs it and waits for the end. A tensor that is in both sets is updated in place.
     ///
+    /// Until it has run once memory that is short is as at load, where less may be asked for: the runtime stays usable.
+    ///
     /// # Errors
     /// If a set is of another core, or the library refuses or fails; see [`Error::reaction`].
     pub fn execute(&self, inputs: &TensorSet, outputs: &TensorSet) -> Result<(), Error> {
@@ -177,7 +182,18 @@ impl Model {
         // SAFETY: model and sets are alive, the sets keep their tensors alive, and the core's lock keeps every other
         // user of any of them out, since all are of this core.
         let executed = unsafe { result::execute(self.core.nrt(), self.raw, inputs.raw(), outputs.raw()) };
-        self.core.runtime.done(executed)
+        match executed {
+            Err(error)
+                if !self.has_run.load(Ordering::Relaxed)
+                    && error.status.reaction(Phase::Load) == Reaction::Shrink =>
+            {
+                Err(error.into())
+            }
+            executed => {
+                self.has_run.fetch_or(executed.is_ok(), Ordering::Relaxed);
+                self.core.runtime.done(executed)
+            }
+        }
     }
 }
 
