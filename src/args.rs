@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Index(Box<crate::index::IndexArgs>),
     /// Ask an index.
     Search(Box<crate::index::SearchArgs>),
+    /// List, export or delete what shoppers thought of answers.
+    Feedback(crate::feedback::FeedbackArgs),
     /// Run a workload in process and print throughput and latencies.
     Bench(Box<BenchArgs>),
     /// Compile a model's graphs for a device, ahead of serving; needs no device.
@@ -162,6 +164,12 @@ pub(crate) struct ServeArgs {
     /// What the shopping assistant does, in TOML: stores that give live data, limits. See docs/assistant.md.
     #[arg(long, value_name = "FILE")]
     pub(crate) assistant_config: Option<PathBuf>,
+    /// Keep answers and what shoppers think of them in this folder, to train on; see docs/feedback.md.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) feedback: Option<PathBuf>,
+    /// Days after which feedback is removed; kept for good unless given.
+    #[arg(long, value_name = "DAYS", requires = "feedback", value_parser = clap::value_parser!(u32).range(1..=36500))]
+    pub(crate) feedback_retention_days: Option<u32>,
     /// Requests that may wait; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) max_queued_requests: usize,

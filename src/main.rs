@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod compile;
 mod doctor;
+mod feedback;
 mod generate;
 mod index;
 mod load;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Index(args) => index::build(args),
         Command::Search(args) => index::search(args),
+        Command::Feedback(args) => feedback::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Compile(args) => compile::run(args),
         Command::Doctor(args) => doctor::run(args),

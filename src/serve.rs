@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use millrace_server::assistant::{Assistant, AssistantConfig};
+use millrace_server::feedback::{Feedback, FeedbackConfig};
 use millrace_server::{ApiKey, Metrics, Model, ServerConfig, Service, check_bind, serve};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -40,8 +41,12 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         "refusing to listen (--api-key-file gives a key, --allow-unauthenticated opens the server to everybody)",
     )?;
     let setup = Setup::read(args)?;
+    let feedback = feedback(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let engine = runtime.block_on(listen(args, address, api_keys, setup));
+    let engine = runtime.block_on(listen(args, address, api_keys, setup, feedback.clone()));
+    if let Some(feedback) = feedback {
+        runtime.block_on(feedback.flush());
+    }
     // Dropped, it would wait for a model that is still being loaded.
     runtime.shutdown_background();
     match engine? {
@@ -56,6 +61,7 @@ async fn listen(
     address: SocketAddr,
     api_keys: Vec<ApiKey>,
     setup: Setup,
+    feedback: Option<Arc<Feedback>>,
 ) -> anyhow::Result<Option<Engine>> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
@@ -73,6 +79,9 @@ async fn listen(
         shutdown_timeout: Duration::from_secs(args.shutdown_timeout),
         ..ServerConfig::default()
     });
+    if let Some(feedback) = feedback {
+        service.install_feedback(feedback);
+    }
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let signals = tokio::spawn(end_on_signals(service.clone(), terminate, interrupt));
     let serving = tokio::spawn(serve(listener, service.clone()));
@@ -121,6 +130,16 @@ async fn listen(
     });
     serving.await.context("the server panicked")??;
     Ok(Some(engine))
+}
+
+/// The store of feedback, where there is to be one.
+fn feedback(args: &ServeArgs) -> anyhow::Result<Option<Arc<Feedback>>> {
+    let Some(directory) = &args.feedback else { return Ok(None) };
+    let config =
+        FeedbackConfig { retention_days: args.feedback_retention_days, ..FeedbackConfig::new(directory) };
+    let feedback = Feedback::open(&config)
+        .with_context(|| format!("cannot keep feedback in {}", directory.display()))?;
+    Ok(Some(Arc::new(feedback)))
 }
 
 /// What the assistant and `/v1/embeddings` are made of.

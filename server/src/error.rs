@@ -67,6 +67,30 @@ impl ApiError {
         ApiError::new(StatusCode::FORBIDDEN, "permission_error", Some("host_not_allowed"), message)
     }
 
+    /// 401: what authorises this one request is not there.
+    pub(crate) fn missing_token(param: &str, message: &str) -> Self {
+        let code = Some("missing_token");
+        let error = ApiError::new(StatusCode::UNAUTHORIZED, "authentication_error", code, message);
+        ApiError { param: Some(param.into()), ..error }
+    }
+
+    /// 403 for a field.
+    pub(crate) fn forbidden(code: &'static str, param: &str, message: String) -> Self {
+        let error = ApiError::new(StatusCode::FORBIDDEN, "permission_error", Some(code), message);
+        ApiError { param: Some(param.into()), ..error }
+    }
+
+    /// 404 for something other than a path.
+    pub(crate) fn not_found(code: &'static str, message: &str) -> Self {
+        ApiError::new(StatusCode::NOT_FOUND, "not_found_error", Some(code), message)
+    }
+
+    /// 409 for a field.
+    pub(crate) fn conflict(code: &'static str, param: &str, message: String) -> Self {
+        let error = ApiError::new(StatusCode::CONFLICT, "invalid_request_error", Some(code), message);
+        ApiError { param: Some(param.into()), ..error }
+    }
+
     /// 404 for a path.
     pub(crate) fn no_route(path: &str) -> Self {
         let message = format!("there is no {}", crate::json::shorten(path));

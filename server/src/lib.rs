@@ -14,6 +14,7 @@ mod body;
 mod config;
 mod embed;
 mod error;
+pub mod feedback;
 mod grammar;
 mod http;
 mod json;

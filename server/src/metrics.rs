@@ -211,7 +211,7 @@ impl Metrics {
     }
 }
 
-fn add<M: prometheus_client::registry::Metric + Clone>(
+pub(crate) fn add<M: prometheus_client::registry::Metric + Clone>(
     registry: &mut Registry,
     name: &str,
     help: &str,
@@ -221,7 +221,7 @@ fn add<M: prometheus_client::registry::Metric + Clone>(
     metric
 }
 
-fn encode(registry: &Registry, text: &mut String) {
+pub(crate) fn encode(registry: &Registry, text: &mut String) {
     encode_registry(text, registry).unwrap_or_else(|_| unreachable!("writing to a string"));
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use serde_json::json;
 
@@ -13,6 +14,7 @@ use crate::assistant::hydrate::Shopper;
 use crate::auth;
 use crate::body::{Response, json_response, read, whole};
 use crate::error::ApiError;
+use crate::feedback;
 use crate::metrics::to_prometheus_text;
 use crate::openai::{self, Caller};
 use crate::page;
@@ -27,6 +29,7 @@ pub(crate) enum Route<'a> {
     Assist,
     /// The stream of a session's last answer.
     AssistStream(&'a str),
+    Feedback,
     Tokenize,
     Detokenize,
     Models,
@@ -48,6 +51,7 @@ fn find<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, ApiError> {
         "/v1/completions" => (Route::Completion, post, "POST"),
         "/v1/embeddings" => (Route::Embeddings, post, "POST"),
         "/v1/assist" => (Route::Assist, post, "POST"),
+        "/v1/feedback" => (Route::Feedback, get || *method == Method::PUT, "GET, HEAD, PUT"),
         "/tokenize" => (Route::Tokenize, post, "POST"),
         "/detokenize" => (Route::Detokenize, post, "POST"),
         "/v1/models" => (Route::Models, get, "GET, HEAD"),
@@ -86,6 +90,7 @@ impl Route<'_> {
             Route::Embeddings => "/v1/embeddings",
             Route::Assist => "/v1/assist",
             Route::AssistStream(_) => "/v1/assist/{session}/stream",
+            Route::Feedback => "/v1/feedback",
             Route::Tokenize => "/tokenize",
             Route::Detokenize => "/detokenize",
             Route::Models => "/v1/models",
@@ -109,7 +114,7 @@ pub(crate) async fn handle(service: Arc<Service>, request: Request<Incoming>) ->
         Ok(route) => (route.name(), Some(head.method.clone())),
         Err(_) => ("none", None),
     };
-    let answer = answer(&service, route, &head.headers, body, request_id.clone()).await;
+    let answer = answer(&service, route, &head, body, request_id.clone()).await;
     let mut response = answer.unwrap_or_else(Response::from);
     service.http.count(name, method.as_ref().map_or("none", Method::as_str), response.status().as_u16());
     if let Ok(id) = HeaderValue::from_str(&request_id) {
@@ -121,38 +126,39 @@ pub(crate) async fn handle(service: Arc<Service>, request: Request<Incoming>) ->
 async fn answer(
     service: &Arc<Service>,
     route: Result<Route<'_>, ApiError>,
-    headers: &HeaderMap,
+    head: &Parts,
     body: Incoming,
     request_id: String,
 ) -> Result<Response, ApiError> {
+    let headers = &head.headers;
     auth::check_host(&service.config, headers)?;
     let tenant = match &route {
         Ok(route) if route.is_open() => auth::Tenant::default(),
         // Also before 404 and 405: without a key nothing is told.
         _ => auth::check(&service.config, headers)?,
     };
-    let read = || read(headers, body, &service.config.limits, &service.bodies);
+    let read = |body| read(headers, body, &service.config.limits, &service.bodies);
     match route? {
         Route::Chat => {
             // Nothing is read that could not be answered.
             service.ready()?;
-            let body = read().await?;
+            let body = read(body).await?;
             openai::chat(service, body, Caller { request_id, tenant }).await
         }
         Route::Completion => {
             service.ready()?;
-            let body = read().await?;
+            let body = read(body).await?;
             openai::completion(service, body, Caller { request_id, tenant }).await
         }
         Route::Embeddings => {
             service.ready()?;
-            openai::embeddings(service, read().await?).await
+            openai::embeddings(service, read(body).await?).await
         }
         Route::Assist => {
             service.ready()?;
             let shopper = headers.get("x-shopper-token").and_then(|v| v.to_str().ok());
             let shopper = shopper.map(|token| Shopper(token.to_owned()));
-            assist::assist(service, read().await?, tenant, shopper).await
+            assist::assist(service, read(body).await?, tenant, shopper).await
         }
         Route::AssistStream(session) => {
             // Until the model is there nothing has been answered, and the assistant itself may still be on its way.
@@ -160,13 +166,17 @@ async fn answer(
             let last = headers.get("last-event-id").and_then(|v| v.to_str().ok());
             Ok(assist::resume(service, session, &tenant, last))
         }
+        Route::Feedback if head.method == Method::PUT => {
+            feedback::vote(service, headers, body, &tenant).await
+        }
+        Route::Feedback => feedback::read(service, headers, head.uri.query(), &tenant).await,
         Route::Tokenize => {
             service.loaded()?;
-            openai::tokenize(service, read().await?).await
+            openai::tokenize(service, read(body).await?).await
         }
         Route::Detokenize => {
             service.loaded()?;
-            openai::detokenize(service, read().await?).await
+            openai::detokenize(service, read(body).await?).await
         }
         Route::Models => openai::models(service),
         Route::Model(name) => openai::model(service, name),
@@ -191,6 +201,9 @@ fn metrics(service: &Service, headers: &HeaderMap) -> Response {
     let mut text = String::new();
     if let Ok(model) = service.loaded() {
         model.metrics.encode(&mut text);
+    }
+    if let Some(feedback) = service.feedback() {
+        feedback.encode_metrics(&mut text);
     }
     service.http.encode(&mut text);
     let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");

@@ -10,6 +10,7 @@ use crate::assistant::Assistant;
 use crate::config::ServerConfig;
 use crate::embed::TextEncoder;
 use crate::error::ApiError;
+use crate::feedback::Feedback;
 use crate::grammar::{Compiler, GrammarError};
 use crate::metrics::{HttpMetrics, Metrics};
 
@@ -104,6 +105,7 @@ pub struct Service {
     blocking: Semaphore,
     assistant: OnceLock<Assistant>,
     embeddings: OnceLock<Embeddings>,
+    feedback: OnceLock<Arc<Feedback>>,
 }
 
 /// What `/v1/embeddings` serves.
@@ -132,6 +134,7 @@ impl Service {
             blocking: Semaphore::new(threads),
             assistant: OnceLock::new(),
             embeddings: OnceLock::new(),
+            feedback: OnceLock::new(),
             config,
         })
     }
@@ -160,6 +163,31 @@ impl Service {
 
     pub(crate) fn embeddings(&self) -> Option<&Embeddings> {
         self.embeddings.get()
+    }
+
+    /// Gives the service a place for feedback, before requests come. Without one, nothing is kept and votes get 404. A
+    /// second one is ignored.
+    pub fn install_feedback(self: &Arc<Self>, feedback: Arc<Feedback>) {
+        if self.feedback.set(feedback.clone()).is_err() {
+            tracing::warn!("feedback is kept somewhere already");
+            return;
+        }
+        let (service, key) = (Arc::downgrade(self), feedback.key().clone());
+        feedback.on_forget(move |sessions| {
+            let Some(service) = service.upgrade() else { return };
+            let tenants = service.config.api_keys.len() > 1;
+            // It may not have come yet.
+            let Some(assistant) = service.assistant.get() else { return };
+            assistant.forget(|session_key| {
+                let session =
+                    session_key.split_once('/').filter(|_| tenants).map_or(session_key, |(_, id)| id);
+                sessions.contains(&key.hash("session", session))
+            });
+        });
+    }
+
+    pub(crate) fn feedback(&self) -> Option<&Arc<Feedback>> {
+        self.feedback.get()
     }
 
     pub(crate) fn assistant(&self) -> &Assistant {

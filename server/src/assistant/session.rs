@@ -52,6 +52,11 @@ impl<K: Hash + Eq + Clone, V> Recent<K, V> {
         self.entries.insert(key, (now, value));
     }
 
+    /// Drops all whose key is not to be kept.
+    pub fn retain(&mut self, mut keep: impl FnMut(&K) -> bool) {
+        self.entries.retain(|key, _| keep(key));
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.entries.len()

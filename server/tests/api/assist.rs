@@ -132,7 +132,7 @@ fn server(options: Options, store: Option<&Store>, delay: Duration) -> Server {
     server
 }
 
-fn plain() -> Server {
+pub(crate) fn plain() -> Server {
     server(options(), None, Duration::ZERO)
 }
 

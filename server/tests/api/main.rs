@@ -16,6 +16,7 @@ mod connection;
 mod disconnect;
 mod drain;
 mod embeddings;
+mod feedback;
 mod injection;
 mod json_suite;
 mod metrics;

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::Assistant;
+use super::kept::Kept;
 use super::log::{Log, Read, Reader};
 use super::request::{self, Ask, Protocol};
 use super::retrieve::{Finding, find};
@@ -141,6 +142,7 @@ struct Job {
     about: Vec<String>,
     cache_key: Option<AnswerKey>,
     arrival: Instant,
+    kept: Option<Kept>,
 }
 
 /// Where the text comes from: the model, or an earlier answer.
@@ -155,6 +157,7 @@ struct Engine {
     prompt_tokens: usize,
     finish: &'static str,
     error: Option<ApiError>,
+    token_ids: Vec<u32>,
 }
 
 impl TextSource for Text {
@@ -171,6 +174,7 @@ impl TextSource for Text {
             };
             match new? {
                 Ok((_, delta)) => {
+                    engine.token_ids.extend(delta.token_ids);
                     if let Some(finish) = delta.finish {
                         engine.finish = finish.reason();
                     }
@@ -228,6 +232,7 @@ impl Job {
             trace_id: random_id(),
             model: service.config.model_names[0].clone(),
         };
+        let mut kept = Kept::begin(service, &ask, &start, &tenant, shopper.as_ref(), &version);
         let mut desk = Desk {
             sources: assistant.sources.clone(),
             shopper,
@@ -238,6 +243,9 @@ impl Job {
         let known = cache_key.as_ref().and_then(|key| assistant.answers().get(key).cloned());
         if let Some(Answer { raw, citations, products, message }) = known {
             (desk.citations, desk.products) = (citations, products.into_iter().collect());
+            if let (Some(kept), Some(template)) = (&mut kept, &model.template) {
+                kept.prompt(&[], &message, &desk.citations, template.source());
+            }
             let (text, plan) = (Text::Replay(Some(raw), running), Plan::default());
             return Ok(Job {
                 text,
@@ -251,10 +259,14 @@ impl Job {
                 cache_key,
                 arrival,
                 service,
+                kept,
             });
         }
 
         let Finding { plan, evidence, products } = find(assistant, &ask.question, &about).await;
+        if let Some(kept) = &mut kept {
+            kept.found(&evidence);
+        }
         desk.products = products.iter().map(|product| product.id.clone()).collect();
         desk.suggestions = suggestions(&evidence, &ask.question);
         let has = |role| assistant.sources.iter().any(|source| source.role() == role);
@@ -289,11 +301,27 @@ impl Job {
         let (prepared, constraint) = service.compute(bytes + (2 << 10), work).await?;
         desk.citations =
             prepared.dossier.numbered().map(|(number, passage)| citation(number, passage)).collect();
-        let text = submit(&service, &model, prepared.ids, constraint, &tenant, running)?;
+        if let (Some(kept), Some(template)) = (&mut kept, &model.template) {
+            kept.prompt(&prepared.session.turns, &prepared.message, &desk.citations, template.source());
+        }
+        let text = submit(&service, &model, prepared.ids, constraint, &tenant, running, kept.as_mut())?;
         let mut session = prepared.session;
         session.evidence = prepared.dossier.first + prepared.dossier.passages.len() as u32 - 1;
         let message = prepared.message;
-        Ok(Job { text, desk, start, plan, message, session, session_key, about, cache_key, arrival, service })
+        Ok(Job {
+            text,
+            desk,
+            start,
+            plan,
+            message,
+            session,
+            session_key,
+            about,
+            cache_key,
+            arrival,
+            kept,
+            service,
+        })
     }
 
     /// Gives the answer, to its [`Event::End`].
@@ -313,7 +341,19 @@ impl Job {
             };
             return Err(error.unwrap_or_else(ApiError::internal));
         }
-        emit(Event::Metadata(self.metadata(&summary, waited)));
+        let mut metadata = self.metadata(&summary, waited);
+        let kept = self.kept.take();
+        if let Some(kept) = &kept {
+            metadata.insert("feedbackToken".into(), kept.token().into());
+        }
+        emit(Event::Metadata(metadata.clone()));
+        if let Some(kept) = kept {
+            let ids = match &mut self.text {
+                Text::Engine(engine) => Some(std::mem::take(&mut engine.token_ids)),
+                Text::Replay(..) => None,
+            };
+            kept.finish(&summary.raw, ids, &self.plan, &metadata);
+        }
         // Before the end is out: the next question may follow at once.
         self.remember(summary);
         emit(Event::End(End::Finished));
@@ -387,6 +427,10 @@ fn recall(known: Option<Session>, ask: &Ask) -> Session {
         Some(mut session) => {
             if ask.again {
                 session.turns.pop();
+                if session.turns.is_empty() {
+                    // The same question has the same prompt, so that its answers can be compared.
+                    session.evidence = 0;
+                }
             }
             session
         }
@@ -475,6 +519,7 @@ fn submit(
     constraint: Option<Box<dyn Constraint>>,
     tenant: &Tenant,
     running: Running,
+    kept: Option<&mut Kept>,
 ) -> Result<Text, ApiError> {
     let config = &service.assistant().config;
     let eos = model.defaults.eos_token_ids.clone();
@@ -488,6 +533,9 @@ fn submit(
         eos_token_ids: eos.clone(),
         ..SamplingParams::default()
     };
+    if let Some(kept) = kept {
+        kept.sampler(&params);
+    }
     let prompt_tokens = prompt.len();
     let salt = tenant.salt(None);
     let request = Request { prompt, params, constraint, n: 1, cache_salt: salt, ..Request::default() };
@@ -505,7 +553,14 @@ fn submit(
     let list =
         channels.into_iter().map(|events| Choice::new(events, rules.clone(), max_tokens, model)).collect();
     let (choices, finish) = (Choices::new(list), "stop");
-    Ok(Text::Engine(Box::new(Engine { choices, running, prompt_tokens, finish, error: None })))
+    Ok(Text::Engine(Box::new(Engine {
+        choices,
+        running,
+        prompt_tokens,
+        finish,
+        error: None,
+        token_ids: Vec::new(),
+    })))
 }
 
 fn citation(number: u32, passage: &crate::assistant::Passage) -> Citation {

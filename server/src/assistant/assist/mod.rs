@@ -2,6 +2,7 @@
 //! events or as one JSON object. `GET /v1/assist/{session}/stream` takes up a stream that broke off.
 
 mod answer;
+mod kept;
 mod log;
 mod request;
 mod retrieve;
@@ -128,6 +129,14 @@ impl Assistant {
         let key = sha2::Sha256::digest(crate::route::random_id()).into();
         let bare = Assistant::new(AssistantConfig::default(), None, key);
         bare.unwrap_or_else(|_| unreachable!("no store that could be wrong"))
+    }
+
+    /// Forgets conversations, by their keys. Answers that were kept for others to use all go: whose they were is not
+    /// known.
+    pub(crate) fn forget(&self, gone: impl Fn(&str) -> bool) {
+        self.sessions().retain(|key| !gone(key));
+        self.logs().retain(|key| !gone(key));
+        self.answers().retain(|_| false);
     }
 
     fn sessions(&self) -> MutexGuard<'_, Recent<String, Session>> {

@@ -11,6 +11,19 @@ static MAIL: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"));
 static DIGITS: LazyLock<Regex> = LazyLock::new(|| pattern(r"\+?\(?[0-9](?:[ .()/-]{0,2}[0-9]){7,18}"));
 
+/// Street addresses as they are written in English and German. Words that also name goods ("2 Drive bays") count only
+/// with a town's code behind them.
+static STREET: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(concat!(
+        r"\b[0-9]{1,5}[A-Za-z]? (?:[A-Z][A-Za-z'.-]* ){1,3}",
+        r"(?:(?:(?:Street|Avenue|Road|Boulevard|Lane)\b|(?:St|Ave|Rd|Blvd|Ln)\b\.?)(?:,? (?:Apt|Unit|Suite|#)\.? ?[0-9A-Za-z]+)?",
+        r"|(?:Drive|Dr|Court|Ct|Way|Place|Pl|Terrace|Parkway|Pkwy|Square|Sq)\b\.?,? [A-Z][A-Za-z .]{1,30},? [A-Z]{2} [0-9]{5})",
+        r"(?:,? [A-Z][A-Za-z .]{1,30},? [A-Z]{2} [0-9]{5}(?:-[0-9]{4})?)?",
+        r"|\b[A-ZÄÖÜ][a-zäöüß-]+(?:straße|strasse|str\.|weg|platz|allee|gasse) [0-9]{1,4}[a-z]?\b(?:, [0-9]{5} [A-ZÄÖÜ][a-zäöüß]+)?",
+        r"|\bP\.? ?O\.? Box [0-9]{1,6}\b"
+    ))
+});
+
 fn pattern(text: &str) -> Regex {
     Regex::new(text).unwrap_or_else(|error| unreachable!("a constant pattern: {error}"))
 }
@@ -73,7 +86,7 @@ fn decode(text: &str) -> Cow<'_, str> {
     Cow::Owned(ENTITIES.iter().fold(text.to_owned(), |text, (entity, c)| text.replace(entity, c)))
 }
 
-/// The text with e-mail addresses, payment card and phone numbers replaced by what they were. Digits that run on
+/// The text with e-mail and street addresses, payment card and phone numbers replaced by what they were. Digits that run on
 /// without a separator are a number of something else, unless they check out as a card's.
 pub(crate) fn redact(text: &str) -> String {
     let text = MAIL.replace_all(text, "[e-mail]");
@@ -90,6 +103,7 @@ pub(crate) fn redact(text: &str) -> String {
             _ => run.to_owned(),
         }
     };
+    let text = STREET.replace_all(&text, "[address]");
     DIGITS.replace_all(&text, number).into_owned()
 }
 
@@ -139,6 +153,14 @@ mod tests {
             ("555-123-4567", "[phone]"),
             ("card 4111 1111 1111 1111", "card [card]"),
             ("card 4111111111111111", "card [card]"),
+            ("send it to 12 Oak Tree Road, Springfield, IL 62704 please", "send it to [address] please"),
+            ("I live at 221B Baker Street.", "I live at [address]."),
+            ("at 7 Elm Drive, Austin, TX 78701", "at [address]"),
+            ("Hauptstraße 12, 10115 Berlin", "[address]"),
+            ("PO Box 1234", "[address]"),
+            ("has 2 Drive bays and a 1 TB Hard Drive", "has 2 Drive bays and a 1 TB Hard Drive"),
+            ("a 3 Way Light, 10 Place settings", "a 3 Way Light, 10 Place settings"),
+            ("Bluetooth 5 St. Patrick edition", "Bluetooth 5 St. Patrick edition"),
             ("EAN 0095205603217", "EAN 0095205603217"),
             ("model 1234567890", "model 1234567890"),
             ("on 2009-12-10", "on 2009-12-10"),
