@@ -206,6 +206,7 @@ fn metrics(service: &Service, headers: &HeaderMap) -> Response {
         feedback.encode_metrics(&mut text);
     }
     service.http.encode(&mut text);
+    service.encode_assistant(&mut text);
     let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("");
     if accept.contains("application/openmetrics-text") {
         text += "# EOF\n";

@@ -251,6 +251,13 @@ impl Service {
         self.running.closed().await;
     }
 
+    /// What the assistant has counted, where there is one.
+    pub(crate) fn encode_assistant(&self, text: &mut String) {
+        if let Some(assistant) = self.assistant.get() {
+            assistant.encode_metrics(text);
+        }
+    }
+
     /// Tells all running requests to end.
     pub(crate) fn end_running(&self) {
         self.running.send_replace(true);

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_server::assistant::index::{self, Progress, lines::Kind};
-use millrace_server::assistant::{Filters, Place, Retrieve, RetrieveRequest, Source};
+use millrace_server::assistant::{Filters, Place, Retrieve, RetrieveRequest, Source, planner};
 use millrace_server::{Embed, TextEncoder};
 use serde::Deserialize;
 use serde_json::json;
@@ -55,6 +55,9 @@ pub(crate) struct SearchArgs {
     /// Search passages instead of products.
     #[arg(long)]
     passages: bool,
+    /// Print which sources the assistant would ask about the products, and why, as JSON.
+    #[arg(long, conflicts_with = "passages")]
+    plan: bool,
     /// Only these products.
     #[arg(long, value_name = "ID")]
     product: Vec<String>,
@@ -161,7 +164,9 @@ pub(crate) fn search(args: &SearchArgs) -> anyhow::Result<()> {
         let results = runtime.block_on(answer(&*index, args, query))?;
         match id {
             Some(id) => writeln!(out, "{}", json!({ "id": id, "results": results }))?,
-            None if args.json => results.iter().try_for_each(|result| writeln!(out, "{result}"))?,
+            None if args.json || args.plan => {
+                results.iter().try_for_each(|result| writeln!(out, "{result}"))?
+            }
             None => results.iter().try_for_each(|result| {
                 let score = result["score"].as_f64().unwrap_or_default();
                 let field = |name: &str| result[name].as_str().unwrap_or_default().to_owned();
@@ -198,6 +203,16 @@ async fn answer(
     args: &SearchArgs,
     query: Query,
 ) -> anyhow::Result<Vec<serde_json::Value>> {
+    if args.plan {
+        let probes = match query.products.is_empty() {
+            true => None,
+            false => index.probe(query.query.clone(), query.products).await?,
+        };
+        let planned = planner::plan(&query.query, probes.as_deref());
+        return Ok(vec![
+            json!({ "sources": planned.groups, "confidence": planned.confidence, "probes": probes }),
+        ]);
+    }
     let filters = Filters { products: query.products, sources: args.source.clone(), ..Filters::default() };
     let request = RetrieveRequest { query: query.query, filters, limit: args.limit };
     if args.passages {

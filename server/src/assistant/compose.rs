@@ -4,7 +4,7 @@
 //! data follows whenever it comes. When the text has ended, what is still missing has until its deadline, so an answer
 //! always ends and no card is left pending. Dropping the future ends everything that was begun for this answer alone.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 use std::time::Duration;
 
@@ -72,6 +72,8 @@ pub struct Summary {
     pub links_dropped: u32,
     /// Amounts of money, which are not for the model to write.
     pub amounts_dropped: u32,
+    /// Data that was asked for cards, by source and by what came: `fresh`, `stale`, or the code of an error.
+    pub lookups: BTreeMap<(String, &'static str), u64>,
     /// Cards by the state they ended in: ready, stale, unavailable.
     pub cards: [u32; 3],
     /// From the start to the first text.
@@ -249,6 +251,13 @@ impl<E: FnMut(Event) + Send> Composer<'_, E> {
             (error.id(), Fetched::Failed(FetchError::Aborted))
         });
         let Some((index, need)) = self.owners.remove(&id) else { return };
+        let outcome = match &fetched {
+            Fetched::Fresh { .. } => "fresh",
+            Fetched::Stale { .. } => "stale",
+            Fetched::Failed(error) => error.code(),
+        };
+        let source = self.drafts[index].needs[need].source.name().to_owned();
+        *self.summary.lookups.entry((source, outcome)).or_default() += 1;
         if self.drafts[index].accept(need, fetched) {
             self.changed(index);
         }

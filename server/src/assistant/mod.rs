@@ -15,6 +15,7 @@ pub mod event;
 pub mod hydrate;
 pub mod index;
 pub mod place;
+pub mod planner;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod prompt;

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::planner::Probe;
+
 /// A product as the catalog describes it. Price and rating are what the catalog said when it was indexed:
 /// good for filtering, not for showing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -240,6 +242,12 @@ pub trait Retrieve: Send + Sync {
 
     /// All passages of a product from these sources, in the order of their ids: to count over, not to rank.
     fn passages(&self, product: String, sources: Vec<Source>) -> RetrieveResult<'_, Vec<Arc<Passage>>>;
+
+    /// What each group of sources holds for a question about these products, for the planner; `None` where looking
+    /// would cost as much as asking.
+    fn probe(&self, _query: String, _products: Vec<String>) -> RetrieveResult<'_, Option<Vec<Probe>>> {
+        Box::pin(async { Ok(None) })
+    }
 
     /// Changes whenever the data does: part of the key of every cached answer.
     fn version(&self) -> String;

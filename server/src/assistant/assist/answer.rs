@@ -355,7 +355,7 @@ impl Job {
             kept.finish(&summary.raw, ids, &self.plan, &metadata);
         }
         // Before the end is out: the next question may follow at once.
-        self.remember(summary);
+        self.remember(summary, waited);
         emit(Event::End(End::Finished));
         Ok(())
     }
@@ -399,8 +399,9 @@ impl Job {
         }
     }
 
-    fn remember(&mut self, summary: Summary) {
+    fn remember(&mut self, summary: Summary, waited: Duration) {
         let assistant = self.service.assistant();
+        assistant.metrics.answered(&summary, &self.plan, waited);
         let finished = matches!(&self.text, Text::Engine(engine) if engine.finish == "stop");
         if let Some(key) = self.cache_key.filter(|_| finished) {
             let mut products: Vec<String> = self.desk.products.iter().cloned().collect();

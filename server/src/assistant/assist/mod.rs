@@ -4,6 +4,7 @@
 mod answer;
 mod kept;
 mod log;
+mod metrics;
 mod request;
 mod retrieve;
 
@@ -81,6 +82,7 @@ pub struct Assistant {
     sessions: Mutex<Recent<String, Session>>,
     answers: Mutex<Recent<AnswerKey, Answer>>,
     logs: Mutex<Recent<String, Arc<Log>>>,
+    metrics: metrics::Metrics,
 }
 
 impl Assistant {
@@ -120,6 +122,7 @@ impl Assistant {
             sessions: Mutex::new(Recent::new(4096, hour)),
             answers: Mutex::new(Recent::new(4096, hour)),
             logs: Mutex::new(Recent::new(1024, minute)),
+            metrics: metrics::Metrics::new(),
             config,
         })
     }
@@ -137,6 +140,11 @@ impl Assistant {
         self.sessions().retain(|key| !gone(key));
         self.logs().retain(|key| !gone(key));
         self.answers().retain(|_| false);
+    }
+
+    /// Writes what was counted up to now in the OpenMetrics text format.
+    pub(crate) fn encode_metrics(&self, text: &mut String) {
+        self.metrics.encode(text);
     }
 
     fn sessions(&self) -> MutexGuard<'_, Recent<String, Session>> {

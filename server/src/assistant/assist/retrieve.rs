@@ -8,9 +8,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Assistant;
 use crate::assistant::event::{Plan, PlannedSource, SourceState};
-use crate::assistant::source::{
-    Evidence, Filters, Product, Retrieve, RetrieveError, RetrieveRequest, Source,
-};
+use crate::assistant::planner::{self, Group, Planned};
+use crate::assistant::source::{Evidence, Filters, Product, Retrieve, RetrieveError, RetrieveRequest};
 
 /// What was found, and what was asked.
 #[derive(Default)]
@@ -22,14 +21,6 @@ pub(super) struct Finding {
     pub(super) products: Vec<Arc<Product>>,
 }
 
-/// Sources that are asked together: what each gives competes with its own kind only, so that a catalog with many
-/// attributes does not crowd out the reviews.
-const GROUPS: [(&str, &[Source]); 4] = [
-    ("catalog", &[Source::Attribute, Source::Bullet, Source::Description]),
-    ("reviews", &[Source::Review]),
-    ("qa", &[Source::Qa]),
-    ("policy", &[Source::Policy]),
-];
 /// Products that a question without any may bring.
 const MOST_PRODUCTS: usize = 6;
 
@@ -38,16 +29,20 @@ enum Found {
     Products(Result<Vec<Arc<Product>>, RetrieveError>),
 }
 
-/// Asks all sources at once. What comes after the deadline is left out and named in the plan.
+/// Asks the planned sources at once. What comes after the deadline is left out and named in the plan.
 pub(super) async fn find(assistant: &Assistant, question: &str, products: &[String]) -> Finding {
     let Some(retrieve) = assistant.retrieve.clone() else { return Finding::default() };
     let deadline = Instant::now() + Duration::from_millis(assistant.config.retrieval_deadline_ms);
     let limit = assistant.config.passages;
+    let groups = planned(&*retrieve, question, products, deadline).await.groups;
+    if groups.is_empty() {
+        return Finding::default();
+    }
     let mut asks = JoinSet::new();
-    for (index, (_, sources)) in GROUPS.iter().enumerate() {
+    for (index, group) in groups.iter().enumerate() {
         // A policy speaks of the shop.
-        let of = if sources.contains(&Source::Policy) { Vec::new() } else { products.to_vec() };
-        let filters = Filters { products: of, sources: sources.to_vec(), ..Filters::default() };
+        let of = if *group == Group::Policy { Vec::new() } else { products.to_vec() };
+        let filters = Filters { products: of, sources: group.sources().to_vec(), ..Filters::default() };
         let request = RetrieveRequest { query: question.to_owned(), filters, limit };
         let retrieve = retrieve.clone();
         asks.spawn(async move {
@@ -61,13 +56,12 @@ pub(super) async fn find(assistant: &Assistant, question: &str, products: &[Stri
     }
 
     let mut finding = Finding::default();
-    let late = |_| (SourceState::Late, Vec::new());
-    let mut states: [(SourceState, Vec<Evidence>); GROUPS.len()] = std::array::from_fn(late);
+    let mut states = vec![(SourceState::Late, Vec::new()); groups.len()];
     while let Ok(Some(found)) = timeout_at(deadline, asks.join_next()).await {
         match found {
             Ok(Found::Evidence(index, Ok(evidence))) => states[index] = (SourceState::Ready, evidence),
             Ok(Found::Evidence(index, Err(error))) => {
-                tracing::warn!(source = GROUPS[index].0, %error, "retrieval");
+                tracing::warn!(source = groups[index].name(), %error, "retrieval");
                 states[index].0 = SourceState::Failed;
             }
             Ok(Found::Products(Ok(products))) => finding.products = products,
@@ -75,9 +69,9 @@ pub(super) async fn find(assistant: &Assistant, question: &str, products: &[Stri
             Err(error) => tracing::error!(%error, "retrieval"),
         }
     }
-    for ((name, _), (state, evidence)) in GROUPS.iter().zip(&states) {
+    for (group, (state, evidence)) in groups.iter().zip(&states) {
         let passages = (*state == SourceState::Ready).then_some(evidence.len());
-        finding.plan.sources.push(PlannedSource { id: (*name).to_owned(), state: *state, passages });
+        finding.plan.sources.push(PlannedSource { id: group.name().to_owned(), state: *state, passages });
     }
     // In turn: scores of different retrievals cannot be compared.
     for rank in 0..limit {
@@ -96,6 +90,22 @@ pub(super) async fn find(assistant: &Assistant, question: &str, products: &[Stri
         finding.products.extend(more);
     }
     finding
+}
+
+/// Which groups of sources to ask. An index that fails to say what it holds is asked for all.
+async fn planned(retrieve: &dyn Retrieve, question: &str, products: &[String], deadline: Instant) -> Planned {
+    let mut probes = None;
+    if !products.is_empty() {
+        probes = match timeout_at(deadline, retrieve.probe(question.to_owned(), products.to_vec())).await {
+            Ok(Ok(probes)) => probes,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "probe of the index");
+                None
+            }
+            Err(_) => None,
+        };
+    }
+    planner::plan(question, probes.as_deref())
 }
 
 /// The products that a question is about, else those that fit it.

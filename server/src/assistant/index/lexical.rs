@@ -137,6 +137,11 @@ pub(crate) fn counts(stemmer: &Stemmer, fields: &[String]) -> (BTreeMap<String, 
     (found, lengths)
 }
 
+/// The different terms of a text that have more than two letters or digits.
+pub(crate) fn content_words(text: &str) -> BTreeSet<String> {
+    terms(&Stemmer::create(Algorithm::English), text).filter(|term| term.chars().count() > 2).collect()
+}
+
 /// Words: runs of letters and of digits in lower case, without accents on Latin letters, stemmed as English.
 fn terms<'a>(stemmer: &'a Stemmer, text: &'a str) -> impl Iterator<Item = String> + 'a {
     text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(|word| {

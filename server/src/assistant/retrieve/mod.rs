@@ -14,6 +14,7 @@ use rustc_hash::FxHashMap;
 
 use super::index::lexical::{self, Lexical};
 use super::index::{IndexError, fields, passages, store};
+use super::planner::{Group, Probe};
 use super::source::{
     Evidence, Filters, Passage, Product, Retrieval, Retrieve, RetrieveError, RetrieveRequest, RetrieveResult,
     Source,
@@ -22,6 +23,8 @@ use crate::embed::Embed;
 pub(crate) use lists::RRF_K;
 use lists::{Table, fuse, top};
 
+/// Passages of a group that a probe looks at.
+const MOST_PROBED: usize = 512;
 /// Entries of each list that is fused.
 pub(crate) const DEPTH: usize = 200;
 
@@ -173,6 +176,41 @@ impl Inner {
         }
     }
 
+    /// What each group of sources holds of some products.
+    fn probe(&self, query: &str, products: &[String]) -> Result<Vec<Probe>, RetrieveError> {
+        let vector = match &self.encoder {
+            Some(encoder) => {
+                encoder.embed(&[query]).map_err(|error| RetrieveError::Index(error.to_string()))?
+            }
+            None => Vec::new(),
+        };
+        let wanted = lexical::content_words(query);
+        let overlap = |passage: &u32| {
+            let text = passages::embedded_text(&self.passages[*passage as usize]);
+            let has = lexical::content_words(&text);
+            wanted.intersection(&has).count() as f32 / wanted.len().max(1) as f32
+        };
+        let probe = |group: Group| {
+            let filters = Filters {
+                products: products.to_vec(),
+                sources: group.sources().to_vec(),
+                ..Filters::default()
+            };
+            let mut held = self.allowed(&filters).unwrap_or_default();
+            let passages = held.len();
+            held.truncate(MOST_PROBED);
+            let nearest =
+                vector.first().and_then(|vector| self.passage_vectors.nearest(vector, Some(&held), 1).pop());
+            Probe {
+                group,
+                passages,
+                similarity: nearest.map(|(_, similarity)| similarity),
+                overlap: held.iter().map(overlap).fold(0.0, f32::max),
+            }
+        };
+        Ok(Group::OF_PRODUCTS.into_iter().map(probe).collect())
+    }
+
     /// The lists by words and by meaning, fused.
     fn rank(
         &self,
@@ -251,6 +289,10 @@ impl Retrieve for EmbeddedIndex {
         let found = of.iter().map(|passage| passages[*passage as usize].clone());
         let found = found.filter(|passage| sources.is_empty() || sources.contains(&passage.source)).collect();
         Box::pin(async move { Ok(found) })
+    }
+
+    fn probe(&self, query: String, products: Vec<String>) -> RetrieveResult<'_, Option<Vec<Probe>>> {
+        self.blocking(move |inner| inner.probe(&query, &products).map(Some))
     }
 
     fn version(&self) -> String {
