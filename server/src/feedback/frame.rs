@@ -120,7 +120,7 @@ fn frame_at(bytes: &[u8], at: usize) -> Option<Frame> {
     }
     let payload = at + FRAME..at + FRAME + length as usize;
     let good = checksum(length, seq, bytes.get(payload.clone())?) == crc;
-    good.then(|| Frame { seq, all: at..payload.end, payload })
+    good.then_some(Frame { seq, all: at..payload.end, payload })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

@@ -113,8 +113,8 @@ impl Kept {
         self.answer.cached = token_ids.is_none();
         self.answer.token_ids = token_ids.unwrap_or_default();
         self.answer.plan = json!(plan);
-        let text = |name: &str| metadata.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        self.answer.finish = text("finishReason");
+        let finish = metadata.get("finishReason").and_then(Value::as_str);
+        self.answer.finish = finish.unwrap_or_default().to_owned();
         self.answer.timings = metadata.get("timings").cloned().unwrap_or_default();
         self.feedback.record(self.answer);
     }
