@@ -64,7 +64,7 @@ fn child() {
                 }
                 Err(error) => panic!("{error}"),
             }
-            if number % 40 == 0 {
+            if number.is_multiple_of(40) {
                 let feedback = feedback.clone();
                 let forgotten = move || feedback.forget(Selector::Message(message(number)));
                 if tokio::task::spawn_blocking(forgotten).await.unwrap().is_ok() {
@@ -74,9 +74,9 @@ fn child() {
         }
     };
     let tasks: Vec<_> = (0..8).map(|_| runtime.spawn(worker(feedback.clone(), next.clone()))).collect();
-    for task in tasks {
-        runtime.block_on(task).unwrap();
-    }
+    // They end by a panic alone.
+    let Err(error) = runtime.block_on(tasks.into_iter().next().unwrap());
+    panic!("{error}");
 }
 
 fn start(folder: &Path, first: u64, wrapper: Option<&str>) -> Child {
@@ -138,7 +138,7 @@ fn verify(folder: &Path, seen: &Seen, answers_too: bool) {
     assert_eq!(report.damage, []);
     let mut missing = 0;
     for &number in &seen.acknowledged {
-        if number % 40 == 0 {
+        if number.is_multiple_of(40) {
             // It may have been deleted just before the end.
             continue;
         }

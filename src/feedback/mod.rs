@@ -151,7 +151,7 @@ fn list(args: &ListArgs) -> anyhow::Result<()> {
     });
     let report = report.with_context(|| cannot_read(&args.feedback))?;
     warn(&args.feedback, &report);
-    rows.sort_by(|a, b| b.0.cmp(&a.0));
+    rows.sort_by_key(|row| std::cmp::Reverse(row.0));
     rows.truncate(args.limit);
     let mut out = std::io::stdout().lock();
     for (at, message, user, question, part, state) in rows {
