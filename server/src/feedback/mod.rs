@@ -1,7 +1,7 @@
 //! Feedback: what answers were given, what shoppers made of them, and both together as data to train on.
 //!
-//! An answer goes to the [store](self::store) in the background; serving never waits for a disk. A vote is durable
-//! before it is acknowledged, or it is refused. Who may vote is whoever has the answer's [token](self::token). The
+//! An answer goes to the `store` in the background; serving never waits for a disk. A vote is durable
+//! before it is acknowledged, or it is refused. Who may vote is whoever has the answer's `token`. The
 //! [`export`] joins answers and votes in the columns that trainers expect.
 
 mod api;
