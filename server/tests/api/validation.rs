@@ -331,7 +331,7 @@ fn unknown_models_and_paths_are_404_in_json() {
         let error = server.post(path, &with(path, &json!({ "model": "gpt-4" }))).error(404);
         assert_eq!((&error["param"], &error["code"]), (&json!("model"), &json!("model_not_found")));
     }
-    for path in ["/", "/v1", "/v1/chat", "/v1/embeddings", "/admin", "/v1/models/gpt-4"] {
+    for path in ["/page/none", "/v1", "/v1/chat", "/v1/audio", "/admin", "/v1/models/gpt-4"] {
         server.get(path).error(404);
     }
     for (method, path, allow) in [
