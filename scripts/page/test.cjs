@@ -68,7 +68,14 @@ async function real(page) {
   assert.match(await last(page).locator(".panel").innerText(), /First text\s+\d+ ms[^]*Tokens written\s+\d+/);
   await accessible(page, "an answer");
   const text = await last(page).locator(".prose").allInnerTexts();
+  // The server's own feedback store: the vote is durable, and a reload asks for it.
+  const feedback = (method) => page.waitForResponse((r) => r.url().includes("/v1/feedback") && r.request().method() === method);
+  const voted = feedback("PUT");
+  await last(page).getByRole("button", { name: "Like this answer", exact: true }).click();
+  assert.equal((await voted).status(), 200, "the vote was refused");
+  const known = feedback("GET");
   await page.reload();
+  assert.equal((await (await known).json()).parts.answer.value, "like", "the server lost the vote");
   assert.deepEqual(await last(page).locator(".prose").allInnerTexts(), text, "a reload changed the answer");
 
   // Stopped while it runs, and asked again.
