@@ -1,7 +1,6 @@
 //! Which sources are worth asking for a question.
 //!
-//! What a source costs is not its own search, which is a matter of microseconds, but the passages that the model then
-//! reads. So an index at hand is first *probed*: what does each group of sources hold of the product in question, and how
+//! What a source costs is less its own search, in memory, than the passages that the model then reads. So an index at hand is first *probed*: what does each group of sources hold of the product in question, and how
 //! near is its best passage? From that a logistic model (`weights.json`, made by `scripts/train-planner`) gives the
 //! chance that the group has a full answer, and the plan is the set of groups with the best chance of one among them, less
 //! a price for each group. Rules come before: a greeting needs no source, a policy is asked for by its words, and where no
