@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use millrace_server::assistant::event::{
     Card, CardBody, CardError, Citation, ComparisonRow, End, Event, Item, Layout, Plan, PlannedSource, Ref,
@@ -12,6 +13,12 @@ use serde_json::{Map, Value, json};
 
 /// The judges, installed; `None` where that is not possible, which is said.
 pub(crate) fn judge() -> Option<PathBuf> {
+    // Tests run side by side, and npm does not stand two installations into one directory.
+    static JUDGE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    JUDGE.get_or_init(install).clone()
+}
+
+fn install() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     let found =
         root.map(|dir| dir.join("shared/tools/stream-clients")).find(|dir| dir.join("judge.mjs").is_file());
@@ -21,16 +28,21 @@ pub(crate) fn judge() -> Option<PathBuf> {
     };
     let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("stream-clients");
     std::fs::create_dir_all(&home).unwrap();
-    for name in ["judge.mjs", "package.json"] {
+    let copied = ["judge.mjs", "package.json"].map(|name| {
         std::fs::copy(source.join(name), home.join(name)).unwrap();
-    }
-    if !home.join("node_modules/.package-lock.json").is_file() {
+        std::fs::read(home.join(name)).unwrap()
+    });
+    // Written last, and npm's own lock file is not: what an interrupted installation left is installed again.
+    let complete = home.join("installed");
+    if std::fs::read(&complete).ok().as_ref() != Some(&copied[1]) {
+        let _ = std::fs::remove_dir_all(home.join("node_modules"));
         let install = ["install", "--no-audit", "--no-fund", "--silent"];
         let done = Command::new("npm").args(install).current_dir(&home).output();
         if !done.is_ok_and(|output| output.status.success()) {
             eprintln!("skipped: no npm, or the clients cannot be installed");
             return None;
         }
+        std::fs::write(&complete, &copied[1]).unwrap();
     }
     Some(home)
 }
