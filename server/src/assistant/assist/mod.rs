@@ -15,9 +15,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use sha2::Digest;
 
-use super::connector::{
-    CatalogConnector, HttpConnector, ReviewConnector, StoreConfig, StoreError, StoreRole,
-};
+use super::connector::{CatalogConnector, ReviewConnector, StoreConfig, StoreError, StoreRole};
 use super::directive::AllowedHosts;
 use super::hydrate::{Connector, Policy, Role, Source};
 use super::place::Place;
@@ -110,7 +108,7 @@ impl Assistant {
             if store.role == StoreRole::Orders {
                 policy.batch = 1;
             }
-            let connector: Arc<dyn Connector> = Arc::new(HttpConnector::new(store.clone(), &policy)?);
+            let connector = store.connector(&policy)?;
             sources.push(Source::new(&store.name, store.role(), connector, policy));
         }
         let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));

@@ -7,16 +7,13 @@ use std::io::Read;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{StoreConfig, StoreError, StoreRole};
+use super::{StoreConfig, StoreError};
 use crate::assistant::hydrate::{Connector, FetchError, Found, Lookup, Policy};
 
 /// Bytes of an answer at most.
-const MOST_BYTES: u64 = 4 << 20;
-/// What a live source may say of a product: not its name, say, which is the catalog's.
-const LIVE: [&str; 7] =
-    ["price", "price_range", "list_price", "availability", "stock", "delivery", "variants"];
+pub(super) const MOST_BYTES: u64 = 4 << 20;
 
 pub(crate) struct HttpConnector(Arc<Inner>);
 
@@ -41,16 +38,21 @@ impl HttpConnector {
             }
             Some(_) => {}
         }
-        let agent = ureq::Agent::config_builder()
-            .timeout_global(Some(policy.deadline))
-            // A redirect could lead anywhere, credentials included.
-            .max_redirects(0)
-            .http_status_as_error(false)
-            .user_agent("millrace")
-            .build()
-            .new_agent();
+        let agent = agent(policy);
         Ok(HttpConnector(Arc::new(Inner { agent, config })))
     }
+}
+
+/// An HTTP client for a source: nothing takes longer than its deadline.
+pub(super) fn agent(policy: &Policy) -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .timeout_global(Some(policy.deadline))
+        // A redirect could lead anywhere, credentials included.
+        .max_redirects(0)
+        .http_status_as_error(false)
+        .user_agent("millrace")
+        .build()
+        .new_agent()
 }
 
 impl Connector for HttpConnector {
@@ -104,19 +106,10 @@ impl Inner {
             let Value::Object(item) = item else { return None };
             let id = item.get("id").and_then(Value::as_str)?.to_owned();
             if keys.contains(&id) {
-                found.insert(id, Value::Object(self.wanted(item)));
+                found.insert(id, Value::Object(self.config.wanted(item)));
             }
         }
         Some(found)
-    }
-
-    fn wanted(&self, item: Map<String, Value>) -> Map<String, Value> {
-        let wanted = |name: &String| match (&self.config.fields, self.config.role) {
-            (Some(fields), _) => fields.contains(name),
-            (None, StoreRole::Live) => LIVE.contains(&name.as_str()),
-            (None, StoreRole::Orders) => true,
-        };
-        item.into_iter().filter(|(name, _)| wanted(name)).collect()
     }
 }
 

@@ -3,17 +3,27 @@
 
 mod catalog;
 mod http;
+mod mcp_http;
+mod ucp;
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use std::sync::Arc;
 
-use super::hydrate::{Policy, Role};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::hydrate::{Connector, Policy, Role};
 
 pub(crate) use catalog::{CatalogConnector, ReviewConnector};
-pub(crate) use http::HttpConnector;
+use http::HttpConnector;
+use ucp::UcpConnector;
 
-/// A store system that answers over HTTP with JSON.
+/// What a live source may say of a product: not its name, say, which is the catalog's.
+const LIVE: [&str; 7] =
+    ["price", "price_range", "list_price", "availability", "stock", "delivery", "variants"];
+
+/// A store system, and how it is asked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoreConfig {
@@ -21,9 +31,17 @@ pub struct StoreConfig {
     pub name: String,
     /// What it tells about.
     pub role: StoreRole,
-    /// Asked with GET; `{ids}` stands for the ids, escaped and with commas between them.
+    /// How it is asked.
+    #[serde(default)]
+    pub protocol: StoreProtocol,
+    /// Over HTTP asked with GET; `{ids}` stands for the ids, escaped and with commas between them. Of UCP the address
+    /// where the store speaks MCP.
     pub url: String,
-    /// Where in the answer the list of objects is; each has an `id`.
+    /// UCP: the address of the profile that says who asks.
+    pub profile: Option<String>,
+    /// UCP: the country that prices and delivery are for, as in ISO 3166: `DE`.
+    pub country: Option<String>,
+    /// HTTP: where in the answer the list of objects is; each has an `id`.
     #[serde(default = "items")]
     pub items: String,
     /// What is taken of each object; the usual ones of its role unless given.
@@ -45,6 +63,17 @@ pub struct StoreConfig {
     pub fresh_for_ms: Option<u64>,
     /// How long a value may be shown as stale.
     pub stale_for_ms: Option<u64>,
+}
+
+/// How a store system is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreProtocol {
+    /// HTTP with JSON.
+    #[default]
+    Http,
+    /// UCP's catalog over MCP.
+    Ucp,
 }
 
 /// What a store system tells about.
@@ -72,6 +101,16 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// Another field is wrong.
+    #[error("store {name}: {field}: {reason}")]
+    Field {
+        /// Which one.
+        name: String,
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A number is out of its bounds.
     #[error("store {name}: {field}: must be from {least} to {most}, got {got}")]
     Bound {
@@ -89,6 +128,27 @@ pub enum StoreError {
 }
 
 impl StoreConfig {
+    /// What asks it.
+    ///
+    /// # Errors
+    /// [`StoreError`] for what cannot be used as it is configured.
+    pub(crate) fn connector(&self, policy: &Policy) -> Result<Arc<dyn Connector>, StoreError> {
+        Ok(match self.protocol {
+            StoreProtocol::Http => Arc::new(HttpConnector::new(self.clone(), policy)?),
+            StoreProtocol::Ucp => Arc::new(UcpConnector::new(self.clone(), policy)?),
+        })
+    }
+
+    /// What is taken of an object.
+    fn wanted(&self, object: Map<String, Value>) -> Map<String, Value> {
+        let wanted = |name: &String| match (&self.fields, self.role) {
+            (Some(fields), _) => fields.contains(name),
+            (None, StoreRole::Live) => LIVE.contains(&name.as_str()),
+            (None, StoreRole::Orders) => true,
+        };
+        object.into_iter().filter(|(name, _)| wanted(name)).collect()
+    }
+
     pub(crate) fn role(&self) -> Role {
         match self.role {
             StoreRole::Live => Role::Live,
