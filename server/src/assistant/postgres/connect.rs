@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tokio::sync::Semaphore;
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row, Statement};
+use tokio_postgres::{CancelToken, Client, Config, NoTls, Row, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::tls;
 use crate::assistant::index::IndexError;
 use crate::assistant::source::RetrieveError;
 
@@ -25,6 +27,8 @@ const SETUP: &str = "SET statement_timeout = '10s'; SET search_path = millrace, 
 pub(super) struct Server {
     config: Config,
     shown: String,
+    /// `None` where connections are not to be encrypted, or need not be: on a socket of this machine.
+    tls: Option<MakeRustlsConnect>,
 }
 
 impl fmt::Display for Server {
@@ -35,10 +39,9 @@ impl fmt::Display for Server {
 
 impl Server {
     pub(super) fn parse(place: &str) -> Result<Server, IndexError> {
-        let mut config: Config = place.parse().map_err(|error| IndexError::Server {
-            server: "postgres://…".to_owned(),
-            reason: reason(&error),
-        })?;
+        let unreadable = |reason| IndexError::Server { server: "postgres://…".to_owned(), reason };
+        let (place, encryption) = tls::options(place).map_err(unreadable)?;
+        let mut config: Config = place.parse().map_err(|error| unreadable(reason(&error)))?;
         let shown = shown(&config);
         let wrong = |reason| IndexError::Server { server: shown.clone(), reason };
         if config.get_password().is_none()
@@ -52,7 +55,13 @@ impl Server {
         if config.get_application_name().is_none() {
             config.application_name("millrace");
         }
-        Ok(Server { config, shown })
+        let remote = config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(_)));
+        let tls = match remote && encryption.mode != SslMode::Disable {
+            true => Some(tls::connector(&encryption).map_err(wrong)?),
+            false => None,
+        };
+        config.ssl_mode(if tls.is_some() { encryption.mode } else { SslMode::Disable });
+        Ok(Server { config, shown, tls })
     }
 
     pub(super) fn error(&self, reason: String) -> IndexError {
@@ -61,14 +70,32 @@ impl Server {
 
     /// A connection, driven by the runtime until it is dropped.
     pub(super) async fn connect(&self) -> Result<Client, tokio_postgres::Error> {
-        let (client, connection) = self.config.connect(NoTls).await?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = reason(&error), "a connection to PostgreSQL ended");
-            }
-        });
-        Ok(client)
+        match &self.tls {
+            None => self.config.connect(NoTls).await.map(driven),
+            Some(tls) => self.config.connect(tls.clone()).await.map(driven),
+        }
     }
+
+    /// Ends a statement under way.
+    async fn cancel(token: CancelToken, tls: Option<MakeRustlsConnect>) -> Result<(), tokio_postgres::Error> {
+        match tls {
+            None => token.cancel_query(NoTls).await,
+            Some(tls) => token.cancel_query(tls).await,
+        }
+    }
+}
+
+/// The client of a connection, which the runtime drives.
+fn driven<S, T>((client, connection): (Client, tokio_postgres::Connection<S, T>)) -> Client
+where
+    tokio_postgres::Connection<S, T>: Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static,
+{
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error = reason(&error), "a connection to PostgreSQL ended");
+        }
+    });
+    client
 }
 
 /// An address without credentials.
@@ -131,6 +158,9 @@ pub(super) fn reason(error: &tokio_postgres::Error) -> String {
         text += &format!(": {error}");
         source = error.source();
     }
+    if text.contains("UnknownIssuer") {
+        text += "; name the authority that signed its certificate with sslrootcert=FILE";
+    }
     text
 }
 
@@ -179,17 +209,14 @@ impl Connection {
 
 /// A connection with a statement under way. Dropped before its end, the statement is cancelled and the connection
 /// closed.
-struct Busy(Option<Connection>);
+struct Busy<'a>(Option<Connection>, &'a Server);
 
-impl Drop for Busy {
+impl Drop for Busy<'_> {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let token = connection.client.cancel_token();
-            runtime.spawn(async move {
-                let _ = token.cancel_query(NoTls).await;
-            });
+            runtime.spawn(Server::cancel(connection.client.cancel_token(), self.1.tls.clone()));
         }
     }
 }
@@ -227,7 +254,7 @@ impl Pool {
                 Some(connection) => connection,
                 None => self.connect().await.map_err(|error| unavailable(reason(&error)))?,
             };
-            let mut busy = Busy(Some(connection));
+            let mut busy = Busy(Some(connection), &self.server);
             let Some(connection) = busy.0.as_mut() else { unreachable!("it was put there") };
             let result = connection.query(sql, parameters).await;
             let connection = busy.0.take();

@@ -9,6 +9,7 @@
 mod connect;
 mod query;
 mod schema;
+mod tls;
 mod update;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -19,7 +20,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::index::IndexError;
-use super::index::lexical::query_terms;
+use super::index::lexical::{content_words, query_terms};
+use super::planner::{Group, Probe};
 use super::source::{
     Evidence, Filters, Passage, Product, Retrieval, Retrieve, RetrieveError, RetrieveRequest, RetrieveResult,
     Source,
@@ -47,7 +49,8 @@ pub fn check(place: &str) -> Result<(), IndexError> {
 
 /// The address without its user, password and options: for messages.
 pub fn shown(place: &str) -> String {
-    place.parse().map_or_else(|_| "postgres://…".to_owned(), |config| connect::shown(&config))
+    let config = tls::options(place).ok().and_then(|(place, _)| place.parse().ok());
+    config.map_or_else(|| "postgres://…".to_owned(), |config| connect::shown(&config))
 }
 
 /// An index in a database; clones share its connections.
@@ -188,6 +191,25 @@ impl Retrieve for PostgresIndex {
         })
     }
 
+    fn probe(&self, query: String, products: Vec<String>) -> RetrieveResult<'_, Option<Vec<Probe>>> {
+        Box::pin(async move {
+            let wanted = content_words(&query);
+            let vector = self.0.embed(&query).await?;
+            let statement = query::probe(&products, &wanted, vector.as_deref());
+            let rows = self.0.pool.query(&statement.text, &statement.parameters()).await?;
+            let probe = |(number, group): (usize, Group)| {
+                let row = rows.iter().find(|row| row.get::<_, i32>(0) == number as i32);
+                Probe {
+                    group,
+                    passages: row.map_or(0, |row| row.get::<_, i64>(1) as usize),
+                    similarity: row.and_then(|row| row.get(2)),
+                    overlap: row.map_or(0.0, |row| row.get::<_, i64>(3) as f32 / wanted.len().max(1) as f32),
+                }
+            };
+            Ok(Some(Group::OF_PRODUCTS.into_iter().enumerate().map(probe).collect()))
+        })
+    }
+
     fn version(&self) -> String {
         self.0.version.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -200,6 +222,7 @@ mod tests {
     #[test]
     fn messages_show_no_credentials() {
         assert_eq!(shown("postgres://me:secret@db:5432/shop?sslmode=require"), "postgres://db/shop");
+        assert_eq!(shown("postgres://me:secret@db/shop?sslmode=verify-full"), "postgres://db/shop");
         assert_eq!(shown("postgresql://me:sec%40ret@a,b/shop"), "postgres://a,b/shop");
         assert_eq!(shown("postgres:///shop?host=/run/pg&password=secret"), "postgres:///run/pg/shop");
         assert_eq!(shown("postgres://me:secret@db:port/shop"), "postgres://…");

@@ -8,7 +8,8 @@ use tokio_postgres::types::ToSql;
 use super::schema::columns;
 use crate::assistant::index::fields;
 use crate::assistant::index::lexical::{B, K1};
-use crate::assistant::retrieve::{DEPTH, RRF_K};
+use crate::assistant::planner::Group;
+use crate::assistant::retrieve::{DEPTH, MOST_PROBED, RRF_K};
 use crate::assistant::source::{Filters, Source};
 
 /// What is searched.
@@ -183,6 +184,44 @@ pub(super) fn search(
 )
 SELECT d.record, fused.score FROM fused JOIN millrace.{table} d ON d.id = fused.id
 ORDER BY fused.score DESC, d.id"
+    );
+    search
+}
+
+/// The statement that says what each group of sources holds of some products. Rows are (position in
+/// [`Group::OF_PRODUCTS`], passages, cosine of the nearest, the most of the wanted words that one of them has).
+pub(super) fn probe(products: &[String], wanted: &BTreeSet<String>, vector: Option<&str>) -> Search {
+    let mut search = Search { text: String::new(), parameters: Vec::new() };
+    let (mut sources, mut groups) = (Vec::new(), Vec::new());
+    for (position, group) in (0i32..).zip(Group::OF_PRODUCTS) {
+        sources.extend(group.sources().iter().copied().map(number));
+        groups.extend(group.sources().iter().map(|_| position));
+    }
+    let products = search.bind(products.to_vec());
+    let (sources, groups) = (search.bind(sources), search.bind(groups));
+    let most = search.bind(MOST_PROBED as i64);
+    let wanted = search.bind(wanted.iter().cloned().collect::<Vec<_>>());
+    let (similarity, vectors) = match vector {
+        None => ("NULL::real".to_owned(), ""),
+        Some(vector) => (
+            format!("max((-(e.embedding <#> {}::text::vector))::real)", search.bind(vector.to_owned())),
+            "LEFT JOIN millrace.embeddings e ON e.text = held.embedded",
+        ),
+    };
+    // Fields 1 and 2 are the passage's own; the third is its product's title.
+    search.text = format!(
+        "WITH held AS (
+    SELECT d.id, d.embedded, g.position, row_number() OVER of AS place, count(*) OVER (PARTITION BY g.position) AS passages
+    FROM millrace.passages d JOIN unnest({sources}::smallint[], {groups}::integer[]) g (source, position) ON g.source = d.source
+    WHERE d.product = ANY({products}::text[])
+    WINDOW of AS (PARTITION BY g.position ORDER BY d.id)
+)
+SELECT held.position, max(held.passages), {similarity}, max(words.found)
+FROM held {vectors} CROSS JOIN LATERAL (
+    SELECT count(*) AS found FROM millrace.passage_postings p
+    WHERE p.document = held.id AND p.term = ANY({wanted}::text[]) AND (p.count1 > 0 OR p.count2 > 0)
+) words
+WHERE held.place <= {most} GROUP BY held.position"
     );
     search
 }

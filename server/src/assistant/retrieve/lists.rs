@@ -85,7 +85,7 @@ pub(super) fn top(
 }
 
 /// One list of several, by the sum of reciprocal ranks.
-pub(super) fn fuse(lists: &[Vec<(u32, f32)>], limit: usize) -> Vec<(u32, f32)> {
+pub(crate) fn fuse(lists: &[Vec<(u32, f32)>], limit: usize) -> Vec<(u32, f32)> {
     let mut sums: FxHashMap<u32, f32> = FxHashMap::default();
     for list in lists {
         for (rank, (document, _)) in list.iter().enumerate() {

@@ -20,11 +20,11 @@ use super::source::{
     Source,
 };
 use crate::embed::Embed;
-pub(crate) use lists::RRF_K;
-use lists::{Table, fuse, top};
+pub(crate) use lists::{RRF_K, fuse};
+use lists::{Table, top};
 
 /// Passages of a group that a probe looks at.
-const MOST_PROBED: usize = 512;
+pub(crate) const MOST_PROBED: usize = 512;
 /// Entries of each list that is fused.
 pub(crate) const DEPTH: usize = 200;
 
