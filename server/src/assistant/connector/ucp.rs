@@ -24,6 +24,11 @@ use crate::assistant::hydrate::{Connector, FetchError, Found, Lookup, Policy};
 /// What a variant may say.
 const OF_VARIANT: [&str; 6] = ["id", "title", "price", "list_price", "availability", "selected_options"];
 
+/// Variants of a product that are passed on: a card shows a few.
+const MOST_VARIANTS: usize = 50;
+/// Bytes of a field of a variant that is passed on.
+const MOST_FIELD: usize = 1000;
+
 #[derive(Clone)]
 pub(crate) struct UcpConnector(Arc<Inner>);
 
@@ -182,6 +187,9 @@ impl Inner {
         let mut live = Map::new();
         if let Some(range) = product.get("price_range") {
             let range = json!({ "min": money(range.get("min")?)?, "max": money(range.get("max")?)? });
+            if range["min"]["amount"].as_u64() > range["max"]["amount"].as_u64() {
+                return None;
+            }
             if range["min"] == range["max"] {
                 live.insert("price".into(), range["min"].clone());
             }
@@ -193,12 +201,14 @@ impl Inner {
                 match variant.get(name) {
                     None | Some(Value::Null) => {}
                     Some(value) if name.ends_with("price") => drop(kept.insert(name.into(), money(value)?)),
+                    Some(value) if value.to_string().len() > MOST_FIELD => {}
                     Some(value) => drop(kept.insert(name.into(), value.clone())),
                 }
             }
             Some(kept)
         };
-        let kept: Vec<Value> = variants.iter().map(|v| of(v).map(Value::Object)).collect::<Option<_>>()?;
+        let kept = variants.iter().take(MOST_VARIANTS).map(|variant| of(variant).map(Value::Object));
+        let kept: Vec<Value> = kept.collect::<Option<_>>()?;
         if let Some(shown) = shown {
             let mut shown = of(shown)?;
             for name in ["price", "list_price", "availability"] {
@@ -207,6 +217,9 @@ impl Inner {
         }
         if kept.len() > 1 {
             live.insert("variants".into(), Value::Array(kept));
+        }
+        if !of_one_currency(&live) {
+            return None;
         }
         Some(Value::Object(self.config.wanted(live)))
     }
@@ -218,6 +231,18 @@ fn money(value: &Value) -> Option<Value> {
     let currency = value.get("currency")?.as_str()?;
     let is_code = currency.len() == 3 && currency.bytes().all(|byte| byte.is_ascii_uppercase());
     is_code.then(|| json!({ "amount": amount, "currency": currency }))
+}
+
+/// Whether all prices of a product can be compared.
+fn of_one_currency(live: &Map<String, Value>) -> bool {
+    let of = |value: &Value| value["currency"].as_str().map(str::to_owned);
+    let range = live.get("price_range").into_iter().flat_map(|range| [of(&range["min"]), of(&range["max"])]);
+    let own = ["price", "list_price"].map(|name| live.get(name).and_then(of));
+    let variants = live.get("variants").and_then(Value::as_array).into_iter().flatten();
+    let variants = variants.flat_map(|variant| [of(&variant["price"]), of(&variant["list_price"])]);
+    let mut all = range.chain(own).chain(variants).flatten();
+    let first = all.next();
+    all.all(|currency| Some(currency) == first)
 }
 
 /// The JSON of an answer: structured, or as the text that older servers send.

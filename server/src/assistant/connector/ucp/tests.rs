@@ -183,6 +183,13 @@ fn only_what_was_agreed_is_taken() {
     assert_eq!(found["a"]["price_range"], json!({ "min": euro(5), "max": euro(9) }));
     assert!(found["a"].get("title").is_none());
 
+    // More than a card can show is left out.
+    let long = "x".repeat(2000);
+    let variants: Vec<Value> =
+        (0..400).map(|i| json!({ "id": format!("w{i}"), "title": long, "price": money(5) })).collect();
+    let found = read(json!({ "products": [{ "id": "a", "variants": variants }] })).unwrap();
+    assert!(found["a"]["variants"].as_array().unwrap().len() < 100 && found["a"].to_string().len() < 10_000);
+
     assert_eq!(read(json!({ "messages": [{ "code": "not_found" }] })), Some(HashMap::new()));
     for bad in [
         json!({}),
@@ -194,6 +201,12 @@ fn only_what_was_agreed_is_taken() {
         json!({ "products": [{ "id": "a", "variants": [{ "price": { "amount": -1, "currency": "EUR" } }] }] }),
         json!({ "products": [{ "id": "a", "variants": [{ "price": { "amount": 1.5, "currency": "EUR" } }] }] }),
         json!({ "products": [{ "id": "a", "variants": [{ "price": { "amount": 1, "currency": "euro" } }] }] }),
+        json!({ "products": [{ "id": "a", "price_range": { "min": money(5), "max": money(4) } }] }),
+        json!({ "products": [{ "id": "a", "price_range": { "min": money(5), "max": { "amount": 9, "currency": "USD" } } }] }),
+        json!({ "products": [{ "id": "a", "price_range": { "min": money(5), "max": money(5) },
+            "variants": [{ "price": { "amount": 5, "currency": "USD" } }] }] }),
+        json!({ "products": [{ "id": "a", "variants": [{ "price": money(5) },
+            { "price": money(5), "list_price": { "amount": 5, "currency": "USD" } }] }] }),
     ] {
         assert_eq!(read(bad.clone()), None, "{bad}");
     }
