@@ -150,8 +150,8 @@ pub(crate) struct ServeArgs {
     /// Listen beyond this machine without an API key.
     #[arg(long)]
     pub(crate) allow_unauthenticated: bool,
-    /// The index that the shopping assistant answers from, as `millrace index` builds it: a folder, or
-    /// `postgres://…`.
+    /// The index that the shopping assistant answers from, as `millrace index` builds it: a folder, `postgres://…` or
+    /// `opensearch://…`.
     #[arg(long, value_name = "PLACE", env = "MILLRACE_INDEX", hide_env_values = true)]
     pub(crate) index: Option<Place>,
     /// Folder of a sentence encoder (scripts/fetch-encoder gets one): serves /v1/embeddings, and finds evidence in the

@@ -30,7 +30,8 @@ pub(crate) struct IndexArgs {
     /// Policies of the shop: returns, delivery, warranty.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     policies: Vec<PathBuf>,
-    /// Where the index is to be: a folder, or `postgres://user@host/database`; one that is there is updated.
+    /// Where the index is to be: a folder, `postgres://user@host/database` or `opensearch://user@host/name`; one that is
+    /// there is updated.
     #[arg(long, value_name = "PLACE", env = "MILLRACE_INDEX", hide_env_values = true)]
     output: Place,
     /// Folder of a sentence encoder (scripts/fetch-encoder gets one). Without it only words are searched, not meaning.
@@ -46,7 +47,7 @@ pub(crate) struct SearchArgs {
     /// What to look for.
     #[arg(required_unless_present = "queries")]
     query: Option<String>,
-    /// Where the index is: a folder, or `postgres://…`.
+    /// Where the index is: a folder, `postgres://…` or `opensearch://…`.
     #[arg(long, value_name = "PLACE", env = "MILLRACE_INDEX", hide_env_values = true)]
     index: Place,
     /// Folder of the encoder that the index was built with; without it only words are searched.
@@ -109,6 +110,7 @@ pub(crate) fn build(args: &IndexArgs) -> anyhow::Result<()> {
         let (now, done, total) = match at {
             Progress::Reading(done, total) => ("reading", done, total),
             Progress::Embedding(done, total) => ("embedding", done, total),
+            Progress::Writing(done, total) => ("writing", done, total),
         };
         if stage != now {
             bar.reset();

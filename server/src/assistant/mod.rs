@@ -14,6 +14,7 @@ pub mod directive;
 pub mod event;
 pub mod hydrate;
 pub mod index;
+pub mod opensearch;
 pub mod place;
 pub mod planner;
 #[cfg(feature = "postgres")]

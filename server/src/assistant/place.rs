@@ -9,11 +9,12 @@ use serde::Deserialize;
 
 use super::index::lines::{BadLine, Kind};
 use super::index::{self, IndexError, Progress, Report};
+use super::opensearch;
 use super::retrieve::EmbeddedIndex;
 use super::source::Retrieve;
 use crate::embed::Embed;
 
-/// A folder, or an address `postgres://…`. Shown without credentials.
+/// A folder, or an address: `postgres://…`, `opensearch://…`. Shown without credentials.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Place(Kinds);
@@ -23,6 +24,7 @@ enum Kinds {
     Folder(PathBuf),
     #[cfg(feature = "postgres")]
     Postgres(String),
+    OpenSearch(String),
 }
 
 /// Why a text is no place for an index.
@@ -39,9 +41,13 @@ impl FromStr for Place {
             super::postgres::check(text).map_err(|error| PlaceError(error.to_string()))?;
             return Ok(Place(Kinds::Postgres(text.to_owned())));
         }
+        if opensearch::is_opensearch(text) {
+            opensearch::check(text).map_err(PlaceError)?;
+            return Ok(Place(Kinds::OpenSearch(text.to_owned())));
+        }
         match text.split_once("://") {
             Some((scheme, _)) => Err(PlaceError(format!(
-                "{scheme}:// is no place for an index here: a folder is{}",
+                "{scheme}:// is no place for an index here: a folder is, or opensearch://…{}",
                 if cfg!(feature = "postgres") { ", or postgres://…" } else { "" }
             ))),
             None => Ok(Place(Kinds::Folder(text.into()))),
@@ -63,6 +69,7 @@ impl fmt::Display for Place {
             Kinds::Folder(path) => write!(f, "{}", path.display()),
             #[cfg(feature = "postgres")]
             Kinds::Postgres(address) => f.write_str(&super::postgres::shown(address)),
+            Kinds::OpenSearch(address) => f.write_str(&opensearch::shown(address)),
         }
     }
 }
@@ -79,7 +86,6 @@ impl Place {
     pub fn within(self, folder: &Path) -> Place {
         match self.0 {
             Kinds::Folder(path) => Place(Kinds::Folder(folder.join(path))),
-            #[cfg(feature = "postgres")]
             kind => Place(kind),
         }
     }
@@ -94,6 +100,9 @@ impl Place {
             #[cfg(feature = "postgres")]
             Kinds::Postgres(address) => {
                 Arc::new(super::postgres::PostgresIndex::open(address, encoder).await?)
+            }
+            Kinds::OpenSearch(address) => {
+                Arc::new(opensearch::OpenSearchIndex::open(address, encoder).await?)
             }
         })
     }
@@ -114,6 +123,7 @@ impl Place {
             Kinds::Folder(path) => index::update(path, files, encoder, progress, bad),
             #[cfg(feature = "postgres")]
             Kinds::Postgres(address) => super::postgres::update(address, files, encoder, progress, bad),
+            Kinds::OpenSearch(address) => opensearch::update(address, files, encoder, progress, bad),
         }
     }
 }
@@ -127,6 +137,9 @@ mod tests {
         let place: Place = "shop.index".parse().unwrap();
         assert_eq!(place.within(Path::new("/etc")).to_string(), "/etc/shop.index");
         assert!("ftp://host/x".parse::<Place>().is_err());
+        let place: Place = "opensearch://me:geheim@search/shop".parse().unwrap();
+        assert_eq!(place.within(Path::new("/etc")).to_string(), "opensearch://search:9200/shop");
+        assert!("opensearch://search/".parse::<Place>().is_err());
         #[cfg(feature = "postgres")]
         {
             let place: Place = "postgres://me:geheim@db/shop".parse().unwrap();

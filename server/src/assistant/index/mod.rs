@@ -117,6 +117,8 @@ pub enum Progress {
     Reading(u64, u64),
     /// Texts embedded, of all.
     Embedding(u64, u64),
+    /// Documents sent to a server, of all.
+    Writing(u64, u64),
 }
 
 /// Takes files into the index in `directory`, which is made where there is none: records replace those of the same
@@ -133,17 +135,32 @@ pub fn update(
 ) -> Result<Report, IndexError> {
     let lock = store::lock(directory)?;
     let mut contents = store::load(directory)?.unwrap_or_default();
+    let mut report = take(&mut contents, files, encoder, progress, bad)?;
+    report.version = store::save(directory, &contents, &lock)?;
+    Ok(report)
+}
+
+/// Takes files into what an index holds. The report lacks the version.
+///
+/// # Errors
+/// Where a file cannot be read or a text not be embedded.
+pub(crate) fn take(
+    contents: &mut Contents,
+    files: &[(Kind, PathBuf)],
+    encoder: Option<&dyn Embed>,
+    progress: &mut dyn FnMut(Progress),
+    bad: &mut dyn FnMut(&BadLine),
+) -> Result<Report, IndexError> {
     let mut report = read(files, progress, bad, &mut |record| {
-        apply(&mut contents, record);
+        apply(contents, record);
         Ok(())
     })?;
-    let Contents { products, passages, .. } = &mut contents;
+    let Contents { products, passages, .. } = contents;
     let held = passages.len();
     passages.retain(|_, passage| passage.product.as_ref().is_none_or(|id| products.contains_key(id)));
     report.orphans = held - passages.len();
-    report.embedded = embed(&mut contents, encoder, progress)?;
+    report.embedded = embed(contents, encoder, progress)?;
     (report.products, report.passages) = (contents.products.len(), contents.passages.len());
-    report.version = store::save(directory, &contents, &lock)?;
     Ok(report)
 }
 
