@@ -237,6 +237,10 @@ pub(crate) struct BenchArgs {
     /// on the sequences of a JSON file: `[{"tokens": [1, 2, 3], "from": 1}, ...]`.
     #[arg(long, value_name = "FILE")]
     pub(crate) divergence: Option<PathBuf>,
+    /// Instead of a workload, time the steps of 16 answers: free, under a JSON schema, and under the grammar of the
+    /// assistant's answers.
+    #[arg(long, conflicts_with = "divergence")]
+    pub(crate) structured: bool,
     /// Print the figures as JSON instead of a table.
     #[arg(long)]
     pub(crate) json: bool,

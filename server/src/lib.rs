@@ -27,6 +27,7 @@ mod service;
 pub use auth::ApiKey;
 pub use config::{BindRefused, Limits, ServerConfig, check_bind};
 pub use embed::{Embed, EmbedError, EmbedLoadError, TextEncoder};
+pub use grammar::{FormError, Forms};
 pub use http::serve;
 pub use metrics::Metrics;
 pub use service::{Model, Service};

@@ -2,6 +2,7 @@
 
 mod divergence;
 mod report;
+mod structured;
 mod workload;
 
 use std::io::IsTerminal;
@@ -29,6 +30,9 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     if let Some(file) = &args.divergence {
         return divergence::run(&args.model, file, args.json);
+    }
+    if args.structured {
+        return structured::run(args);
     }
     let started = Instant::now();
     let loaded = load::open(&args.model, &Default::default())?;

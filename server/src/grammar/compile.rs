@@ -24,6 +24,15 @@ const DEADLINE: Duration = Duration::from_millis(400);
 /// milliseconds, and few enough to bound the memory that they take meanwhile.
 const THREADS: usize = 8;
 
+/// How many of them may have more than [`SMALL`] bytes of text: few ordinary grammars do, and most hostile ones.
+const LARGE_THREADS: usize = 4;
+
+/// Grammars that are held against the bounds at a time: each ends within milliseconds.
+const CHECKS: usize = 4;
+
+/// Bytes of a grammar that finds a thread even where large ones take all they may.
+const SMALL: usize = 8 << 10;
+
 /// Bytes of stack of a compiling thread: the compiler recurses along the grammar, whose text is bounded. What is not
 /// used costs nothing.
 const STACK: usize = 512 << 20;
@@ -50,7 +59,10 @@ pub(crate) struct Compiler {
     /// servers are never asked for one.
     factory: OnceLock<Result<ParserFactory, GrammarError>>,
     cache: Mutex<Cache>,
+    checks: Arc<Semaphore>,
     threads: Arc<Semaphore>,
+    /// Taken beside a thread.
+    large: Arc<Semaphore>,
 }
 
 impl Compiler {
@@ -69,7 +81,9 @@ impl Compiler {
             eos,
             factory: OnceLock::new(),
             cache: Mutex::default(),
+            checks: Arc::new(Semaphore::new(CHECKS)),
             threads: Arc::new(Semaphore::new(THREADS)),
+            large: Arc::new(Semaphore::new(LARGE_THREADS)),
         }))
     }
 
@@ -81,37 +95,26 @@ impl Compiler {
         self: &Arc<Self>,
         grammar: Grammar,
     ) -> Result<Box<dyn Constraint>, GrammarError> {
+        grammar.check_length()?;
         if let Some(matcher) = self.cache().get(&grammar) {
             return Ok(Box::new(Guided(matcher)));
         }
         self.prepare().await;
         let end = Instant::now() + DEADLINE;
-        let permit = timeout_at(end, self.threads.clone().acquire_owned()).await;
-        let permit = permit.map_err(|_| GrammarError::Busy)?.map_err(|_| GrammarError::Busy)?;
-        let (answer, answered) = oneshot::channel();
-        let (named, name) = oneshot::channel();
+        let place =
+            async |places: &Arc<Semaphore>| match timeout_at(end, places.clone().acquire_owned()).await {
+                Ok(Ok(permit)) => Ok(permit),
+                _ => Err(GrammarError::Busy),
+            };
+        // What is refused unseen waits for no compiler.
+        let checking = Running::start(place(&self.checks).await?, move || (grammar.check(), grammar))?;
+        let (checked, grammar) = checking.until(end).await?;
+        checked?;
+        let large = if grammar.len() > SMALL { Some(place(&self.large).await?) } else { None };
+        let permits = (place(&self.threads).await?, large);
         let compiler = self.clone();
-        let work = move || {
-            let _ = named.send(rustix::thread::gettid());
-            let built = catch_unwind(AssertUnwindSafe(|| compiler.build_and_keep(grammar)));
-            drop(permit);
-            let failed = |_| Err(GrammarError::Invalid("the compiler failed on it".to_owned()));
-            // Whoever asked may have given up.
-            let _ = answer.send(built.unwrap_or_else(failed));
-        };
-        let thread = thread::Builder::new().name("grammar".to_owned()).stack_size(STACK).spawn(work);
-        thread.map_err(|_| GrammarError::Busy)?;
-        match timeout_at(end, answered).await {
-            Ok(Ok(matcher)) => Ok(Box::new(Guided(matcher?))),
-            Ok(Err(_)) => Err(GrammarError::Invalid("the compiler failed on it".to_owned())),
-            Err(_) => {
-                // It goes on with what nobody else wants of the processors. On Linux a thread's id does for a process's.
-                if let Ok(thread) = name.await {
-                    let _ = rustix::process::setpriority_process(Some(thread), 19);
-                }
-                Err(GrammarError::Deadline(DEADLINE.as_millis()))
-            }
-        }
+        let compiling = Running::start(permits, move || compiler.build_and_keep(grammar))?;
+        Ok(Box::new(Guided(compiling.until(end).await??)))
     }
 
     /// Sees to it that the vocabulary is there. Its time is no grammar's fault, so it counts towards no deadline; who
@@ -150,7 +153,7 @@ impl Compiler {
     /// # Errors
     /// [`GrammarError::Invalid`] where what it was made of is too much.
     pub(crate) fn compile_own(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, GrammarError> {
-        let built = catch_unwind(AssertUnwindSafe(|| self.build(grammar)));
+        let built = catch_unwind(AssertUnwindSafe(|| grammar.check().and_then(|()| self.build(grammar))));
         let failed = |_| Err(GrammarError::Invalid("the compiler failed on it".to_owned()));
         Ok(Box::new(Guided(built.unwrap_or_else(failed)?)))
     }
@@ -178,6 +181,47 @@ impl Compiler {
     #[cfg(test)]
     pub(super) fn cached(&self) -> (usize, usize) {
         self.cache().size()
+    }
+}
+
+/// Work on a thread of its own, with the stack that a compiler needs.
+struct Running<T> {
+    answered: oneshot::Receiver<thread::Result<T>>,
+    named: oneshot::Receiver<rustix::thread::Pid>,
+}
+
+impl<T: Send + 'static> Running<T> {
+    /// `permits` are given back when the work has ended, whoever still waits for it.
+    fn start(
+        permits: impl Send + 'static,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Self, GrammarError> {
+        let (answer, answered) = oneshot::channel();
+        let (name, named) = oneshot::channel();
+        let work = move || {
+            let _ = name.send(rustix::thread::gettid());
+            let result = catch_unwind(AssertUnwindSafe(work));
+            drop(permits);
+            // Whoever asked may have given up.
+            let _ = answer.send(result);
+        };
+        let thread = thread::Builder::new().name("grammar".to_owned()).stack_size(STACK).spawn(work);
+        thread.map_err(|_| GrammarError::Busy)?;
+        Ok(Running { answered, named })
+    }
+
+    async fn until(self, end: Instant) -> Result<T, GrammarError> {
+        match timeout_at(end, self.answered).await {
+            Ok(Ok(Ok(result))) => Ok(result),
+            Ok(_) => Err(GrammarError::Invalid("the compiler failed on it".to_owned())),
+            Err(_) => {
+                // It goes on with what nobody else wants of the processors. On Linux a thread's id does for a process's.
+                if let Ok(thread) = self.named.await {
+                    let _ = rustix::process::setpriority_process(Some(thread), 19);
+                }
+                Err(GrammarError::Deadline(DEADLINE.as_millis()))
+            }
+        }
     }
 }
 

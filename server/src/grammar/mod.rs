@@ -1,23 +1,27 @@
 //! Output under a grammar: a JSON schema, a regular expression, a list of choices or a context-free grammar becomes a
 //! [`Constraint`](millrace_engine::Constraint) of the engine.
 //!
-//! Grammars come from clients, so they are programs from strangers. Each is compiled on a thread of its own with a
-//! deadline, from a text of bounded size, by a compiler with bounded fuel; what it compiles to has a bound on the work
-//! of each token and on the memory it may take. What was compiled is kept, up to a number of bytes.
+//! Grammars come from clients, so they are programs from strangers. Each has a text of bounded size, is refused unseen
+//! where it would grow beyond what the compiler's fuel counts ([`bounds`]), and is compiled on a thread of its own with
+//! a deadline, by a compiler with bounded fuel; what it compiles to has a bound on the work of each token and on the
+//! memory it may take. What was compiled is kept, up to a number of bytes.
 //!
 //! The work is `llguidance`'s: an Earley parser over lexemes that are derivatives of regular expressions, asked against
 //! a trie of the whole vocabulary.
 
 mod assistant;
+mod bounds;
 mod cache;
 mod compile;
 mod constraint;
+mod forms;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
 
 pub(crate) use assistant::{Allowed, grammar as for_assistant};
 pub(crate) use compile::Compiler;
+pub use forms::{FormError, Forms};
 
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
@@ -89,18 +93,34 @@ impl Grammar {
         }
     }
 
-    fn parse(&self) -> Result<TopLevelGrammar, GrammarError> {
-        if self.len() > MAX_BYTES {
-            let (length, most) = (self.len(), MAX_BYTES);
+    /// Refuses a text that is too long.
+    fn check_length(&self) -> Result<(), GrammarError> {
+        let (length, most) = (self.len(), MAX_BYTES);
+        if length > most {
             return Err(GrammarError::Invalid(format!("at most {most} bytes, got {length}")));
         }
+        Ok(())
+    }
+
+    /// Refuses what is beyond the bounds. Recurses as deep as the text does.
+    fn check(&self) -> Result<(), GrammarError> {
+        self.check_length()?;
+        match self {
+            Grammar::Schema(text) => bounds::schema(&json(text)?),
+            Grammar::Lark(text) => bounds::lark(text),
+        }
+    }
+
+    fn parse(&self) -> Result<TopLevelGrammar, GrammarError> {
         Ok(match self {
-            Grammar::Schema(text) => TopLevelGrammar::from_json_schema(
-                serde_json::from_str(text).map_err(|error| GrammarError::Invalid(error.to_string()))?,
-            ),
+            Grammar::Schema(text) => TopLevelGrammar::from_json_schema(json(text)?),
             Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
         })
     }
+}
+
+fn json(text: &str) -> Result<Value, GrammarError> {
+    serde_json::from_str(text).map_err(|error| GrammarError::Invalid(error.to_string()))
 }
 
 /// A text as a literal of a Lark grammar.

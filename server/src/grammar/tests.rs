@@ -1,5 +1,7 @@
 //! Grammars through the engine's own path from a mask to a token, with logits that want the wrong thing.
 
+mod schemas;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,12 +36,9 @@ pub(crate) fn vocabulary(extra: &[&str]) -> (Tokenizer, u32) {
                            "normalized": false, "special": true }],
         "model": { "type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": false, "fuse_unk": false },
     });
-    let dir = std::env::temp_dir().join(format!("millrace-grammar-{}-{}", std::process::id(), extra.len()));
-    std::fs::create_dir_all(&dir).expect("a directory");
-    std::fs::write(dir.join("tokenizer.json"), file.to_string()).expect("a file");
-    let tokenizer = Tokenizer::from_directory(&dir).expect("a tokenizer");
-    let _ = std::fs::remove_dir_all(&dir);
-    (tokenizer, eos)
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).expect("a file");
+    (Tokenizer::from_directory(dir.path()).expect("a tokenizer"), eos)
 }
 
 pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {

@@ -17,6 +17,7 @@ mod disconnect;
 mod drain;
 mod embeddings;
 mod feedback;
+mod hostile;
 mod injection;
 mod json_suite;
 mod metrics;
