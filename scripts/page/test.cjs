@@ -1,12 +1,13 @@
-// The page in a real browser: node scripts/page/test.cjs URL BROWSER [--screenshot FILE]
-// The model, the index and the store are real ones; only where a test needs a store that is slow, or a feedback store,
-// the browser's own requests are answered here, in the shapes that docs/assistant.md gives.
+// The page in a real browser: node scripts/page/test.cjs URL BROWSER STORE [--screenshot FILE]
+// The model, the index, the store at the URL STORE and the votes are real ones. Answers that no small model gives on
+// demand (one that breaks off, a stale card, markup in a text, a comparison) are given here instead of by the server, in
+// the shapes that docs/assistant.md has.
 
 const assert = require("node:assert/strict");
 const { chromium } = require("playwright-core");
 const axe = require("axe-core");
 
-const [url, executablePath, ...flags] = process.argv.slice(2);
+const [url, executablePath, store, ...flags] = process.argv.slice(2);
 const screenshot = flags[0] === "--screenshot" ? flags[1] : null;
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -21,6 +22,43 @@ async function accessible(page, where) {
   const serious = JSON.parse(result.value).filter(({ impact }) => impact === "serious" || impact === "critical");
   const told = serious.map(({ id, nodes }) => `${id}: ${nodes.map((n) => `${n.html} ${n.failureSummary}`).join("\n  ")}`);
   assert.deepEqual(told, [], where);
+}
+
+/** Keeps what each card looked like whenever its state changed, and how far cards were moved by anything but typing. */
+const watch = (page) => page.evaluate(() => {
+  window.looks = [];
+  window.moved = 0;
+  const look = (card) => window.looks.push({
+    id: [...document.querySelectorAll(".card")].indexOf(card), kind: card.dataset.kind, state: card.dataset.state,
+    bones: card.querySelectorAll(".bone").length, top: card.offsetTop, height: card.offsetHeight,
+    price: card.querySelector(".price")?.innerText ?? "",
+  });
+  new MutationObserver((changes) => new Set(changes.map(({ target }) => target.closest?.(".card[data-state]")).filter(Boolean)).forEach(look))
+    .observe(document.querySelector("#turns"), { subtree: true, attributes: true, attributeFilter: ["data-state"], childList: true });
+  new PerformanceObserver((list) => list.getEntries().forEach((entry) => {
+    if (entry.sources?.some(({ node }) => node?.parentElement?.closest(".card"))) window.moved += entry.value;
+  })).observe({ type: "layout-shift" });
+});
+
+/** The states that each live card of the watched answers went through; none of them may have changed its place. */
+async function lives(page) {
+  const { looks, moved } = await page.evaluate(() => ({ looks: window.looks, moved: window.moved }));
+  const cards = [...new Set(looks.map(({ id }) => id))].map((id) => looks.filter((look) => look.id === id))
+    .filter(([{ kind }]) => ["product", "product_list", "comparison"].includes(kind));
+  for (const [first, ...later] of cards) {
+    for (const look of later) {
+      assert.equal(look.top, first.top, `a ${look.kind} moved as it became ${look.state}`);
+      assert.ok(Math.abs(look.height - first.height) < 2, `a ${look.kind} went from ${first.height} to ${look.height} pixels as it became ${look.state}`);
+    }
+  }
+  assert.ok(moved < 0.001, `parts of cards were shifted by ${moved}`);
+  return cards;
+}
+
+/** Tells the store to be slow. */
+async function delay(ms) {
+  const response = await fetch(`${store}/faults`, { method: "PUT", body: JSON.stringify({ delay_ms: ms, jitter_ms: 0 }) });
+  assert.equal((await response.json()).delay_ms, ms);
 }
 
 async function ask(page, question) {
@@ -55,15 +93,22 @@ const stream = { status: 200, contentType: "text/event-stream", headers: { "x-ve
 async function real(page) {
   await page.goto(url);
   await accessible(page, "the empty page");
+  await watch(page);
   await ask(page, "Is the Fjelltun Smed 28 frying pan dishwasher-safe?");
   await page.getByRole("button", { name: "Stop" }).waitFor();
   assert.equal(await page.evaluate(() => document.activeElement.id), "question", "the focus left the composer");
   await answered(page);
   assert.ok((await last(page).locator(".prose").allInnerTexts()).join("").length > 1, "no text");
   assert.equal(await last(page).locator('.card[aria-busy="true"]').count(), 0, "a card is still waiting");
-  const cards = await last(page).locator(".card.product-list, .card.product").count();
-  if (cards) await last(page).locator(".card.ready .price").first().waitFor();
-  console.log(`an answer with ${cards} product cards and ${await last(page).locator(".sources li").count()} sources`);
+  // Where the text names no product by itself, the server adds the card.
+  assert.ok(await last(page).locator('.card[data-state="ready"]:not(.suggested-questions)').count(), "no card became ready");
+  const shown = await lives(page);
+  for (const looks of shown) {
+    assert.ok(["pending", "partial"].includes(looks[0].state) && looks[0].bones > 0, `no skeleton: ${JSON.stringify(looks[0])}`);
+    assert.equal(looks.at(-1).state, "ready");
+    if (looks[0].kind !== "comparison") assert.match(looks.at(-1).price, /\d/, "no price");
+  }
+  console.log(`an answer with ${shown.length} live cards and ${await last(page).locator(".sources li").count()} sources`);
   await last(page).getByText("What happened").click();
   assert.match(await last(page).locator(".panel").innerText(), /First text\s+\d+ ms[^]*Tokens written\s+\d+/);
   await accessible(page, "an answer");
@@ -93,6 +138,29 @@ async function real(page) {
 }
 
 async function slowStore(page) {
+  await delay(5000);
+  await page.getByRole("button", { name: "New chat" }).click();
+  await watch(page);
+  // Products that were never asked for: of the others the store's last word would be shown, as stale.
+  let cards = [];
+  for (const question of ["Which tent is best for two people?", "Which headphones are good for running?", "Which desk lamp is bright?"]) {
+    await ask(page, question);
+    await answered(page);
+    cards = await lives(page);
+    // The model may have shown reviews or a link instead, which need no store.
+    if (cards.length) break;
+  }
+  assert.ok(cards.length, "no answer showed a product");
+  for (const looks of cards) {
+    assert.ok(["pending", "partial"].includes(looks[0].state) && looks[0].bones > 0, `no skeleton: ${JSON.stringify(looks[0])}`);
+    assert.equal(looks.at(-1).state, "unavailable");
+  }
+  await last(page).getByText("The store did not answer in time").first().waitFor();
+  await accessible(page, "a store that does not answer");
+  await delay(0);
+}
+
+async function brokenOff(page) {
   let release;
   const released = new Promise((resolve) => (release = resolve));
   // First without an end: the page takes the answer up by itself and gets the rest.
@@ -189,9 +257,10 @@ async function key(page) {
     return page;
   };
   const page = await open({ viewport: { width: 1100, height: 860 } });
-  for (const step of [real, slowStore, votes, key]) {
-    console.log(`page: ${step.name}`);
+  for (const step of [real, slowStore, brokenOff, votes, key]) {
+    const started = Date.now();
     await step(page);
+    console.log(`page: ${step.name}, ${((Date.now() - started) / 1000).toFixed(1)} s`);
   }
   console.log("page: phone, dark, without motion");
   const phone = await open({ viewport: { width: 375, height: 740 }, colorScheme: "dark", reducedMotion: "reduce" });
