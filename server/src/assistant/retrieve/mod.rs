@@ -20,7 +20,9 @@ use super::source::{
     Source,
 };
 use crate::embed::Embed;
-pub(crate) use lists::{RRF_K, fuse};
+#[cfg(feature = "postgres")]
+pub(crate) use lists::RRF_K;
+pub(crate) use lists::fuse;
 use lists::{Table, top};
 
 /// Passages of a group that a probe looks at.
