@@ -3,7 +3,8 @@
 //! `scripts/fetch-model` fetches; before anything is timed, its greedy answer to a known prompt is checked.
 #![allow(clippy::print_stderr, reason = "a bench that skips says so")]
 
-use std::path::PathBuf;
+#[path = "../tests/support/cached.rs"]
+mod cached;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use millrace_engine::cpu::{CpuOptions, CpuRunner};
@@ -15,17 +16,6 @@ use millrace_models::Checkpoint;
 const BLOCK: usize = 16;
 const SEQUENCES: usize = 16;
 const CONTEXT: usize = 512;
-
-fn model() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("MILLRACE_TEST_MODEL") {
-        return Some(path.into());
-    }
-    let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = home("MILLRACE_CACHE")
-        .or_else(|| Some(home("XDG_CACHE_HOME")?.join("millrace")))
-        .or_else(|| Some(home("HOME")?.join(".cache/millrace")))?;
-    Some(cache.join("SmolLM2-135M-Instruct.Q4_1.gguf")).filter(|path| path.is_file())
-}
 
 /// `count` tokens from `position` on for each of `rows` sequences.
 fn step(rows: usize, position: usize, count: usize, tokens: impl Fn(usize) -> u32) -> Step {
@@ -63,7 +53,7 @@ fn check(runner: &mut CpuRunner) {
 }
 
 fn bench(criterion: &mut Criterion) {
-    let Some(path) = model() else {
+    let Some(path) = cached::smollm2() else {
         eprintln!("skipped: no SmolLM2 (scripts/fetch-model fetches it)");
         return;
     };
@@ -78,6 +68,7 @@ fn bench(criterion: &mut Criterion) {
         max_model_len: CONTEXT,
         max_num_seqs: SEQUENCES,
         max_num_batched_tokens: CONTEXT,
+        packed_cache: None,
     };
     let mut runner = CpuRunner::load(&checkpoint, &options, &mut |_, _| {}).expect("the model loads");
     check(&mut runner);

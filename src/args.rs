@@ -106,6 +106,10 @@ pub(crate) struct ModelArgs {
     /// How layers over quantised weights compute: dequantised in f32, or with 8-bit activations.
     #[arg(long, value_enum, default_value_t = PrecisionArg::Fast)]
     pub(crate) precision: PrecisionArg,
+    /// CPU: keep packed weights in this directory, by content, and map them where they are there already: processes
+    /// share their memory. Files are not removed.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) packed_cache: Option<PathBuf>,
     /// What computes.
     #[arg(long, value_enum, default_value_t = Backend::Auto)]
     pub(crate) backend: Backend,
@@ -233,6 +237,18 @@ pub(crate) struct BenchArgs {
     /// Whether a request joins a running batch, or waits until the whole batch has ended.
     #[arg(long, value_enum, default_value_t = Batching::Continuous)]
     pub(crate) batching: Batching,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Sample from the smallest set of tokens with this much probability.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) top_p: f32,
+    /// Sample from this many best tokens.
+    #[arg(long)]
+    pub(crate) top_k: Option<u32>,
+    /// Divide the logits of tokens that were there before, or multiply negative ones.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f32,
     /// Instead of timing anything, compare the next-token distributions of `--precision fast` with those of `reference`
     /// on the sequences of a JSON file: `[{"tokens": [1, 2, 3], "from": 1}, ...]`.
     #[arg(long, value_name = "FILE")]

@@ -111,6 +111,7 @@ pub(crate) fn open(args: &ModelArgs, interrupted: &Arc<AtomicBool>) -> anyhow::R
         max_model_len,
         max_num_seqs: args.graph.max_num_seqs,
         max_num_batched_tokens: args.graph.max_num_batched_tokens,
+        packed_cache: args.packed_cache.clone(),
     };
     let bar = bytes_bar("packing weights");
     let runner = CpuRunner::load(&checkpoint, &options, &mut |done, total| {

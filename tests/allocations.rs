@@ -38,6 +38,7 @@ fn a_hundred_decode_steps_allocate_nothing() {
         max_model_len,
         max_num_seqs: SEQUENCES,
         max_num_batched_tokens: 64,
+        packed_cache: None,
     };
     // What the checkpoint's context has room for is less than the steps to be counted, so sequences are
     // replaced as they would be: several rounds, in each of which the steps between start and end count.

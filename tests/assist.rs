@@ -4,6 +4,9 @@
 //! what `scripts/fetch-encoder` has.
 #![allow(clippy::print_stderr, reason = "a test that skips says so")]
 
+#[path = "support/cached.rs"]
+mod cached;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -11,17 +14,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-
-fn cached(variable: &str, name: &str) -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os(variable) {
-        return Some(path.into());
-    }
-    let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = home("MILLRACE_CACHE")
-        .or_else(|| Some(home("XDG_CACHE_HOME")?.join("millrace")))
-        .or_else(|| Some(home("HOME")?.join(".cache/millrace")))?;
-    Some(cache.join(name)).filter(|path| path.exists())
-}
 
 /// A folder that is gone with its test.
 struct Folder(PathBuf);
@@ -142,11 +134,11 @@ impl Drop for Server {
 
 #[test]
 fn a_question_is_answered_from_an_index() {
-    let Some(model) = cached("MILLRACE_TEST_MODEL", "SmolLM2-135M-Instruct.Q4_1.gguf") else {
+    let Some(model) = cached::smollm2() else {
         eprintln!("skipped: no model; scripts/fetch-model fetches it");
         return;
     };
-    let encoder = cached("MILLRACE_TEST_ENCODER", "all-MiniLM-L6-v2");
+    let encoder = cached::cached("MILLRACE_TEST_ENCODER", "all-MiniLM-L6-v2");
     if encoder.is_none() {
         eprintln!("partly skipped: no encoder; scripts/fetch-encoder fetches it");
     }

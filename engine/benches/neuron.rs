@@ -171,6 +171,7 @@ fn cpu(checkpoint: &Checkpoint) -> Box<dyn Runner> {
         max_model_len: CONTEXT,
         max_num_seqs: ROWS,
         max_num_batched_tokens: CONTEXT,
+        packed_cache: None,
     };
     Box::new(CpuRunner::load(checkpoint, &options, &mut |_, _| {}).expect("it loads"))
 }

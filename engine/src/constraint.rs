@@ -7,6 +7,7 @@
 
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 
 use crate::TokenId;
 
@@ -45,7 +46,9 @@ pub struct ConstraintError(pub String);
 /// A sequence's constraint, and where it stands between plan and commit.
 #[derive(Debug)]
 pub(crate) struct Guide {
-    constraint: Box<dyn Constraint>,
+    /// Never locked, as only `&mut self` reaches it: it makes the guide something that sampling threads may hold a
+    /// reference to the neighbour of.
+    constraint: Mutex<Box<dyn Constraint>>,
     /// Whether the set for the next token is known. A step may be tried several times.
     known: bool,
     failure: Option<ConstraintError>,
@@ -53,13 +56,13 @@ pub(crate) struct Guide {
 
 impl Guide {
     pub(crate) fn new(constraint: Box<dyn Constraint>) -> Self {
-        Guide { constraint, known: false, failure: None }
+        Guide { constraint: Mutex::new(constraint), known: false, failure: None }
     }
 
     /// Works out what may come next, unless that is known. A failure is kept for [`failure`](Self::failure).
     pub(crate) fn prepare(&mut self, allowed: &mut Vec<u32>) {
         if !self.known && self.failure.is_none() {
-            self.failure = guarded(|| self.constraint.allowed(allowed)).err();
+            self.failure = guarded(|| self.constraint().allowed(allowed)).err();
             self.known = true;
         }
     }
@@ -72,7 +75,11 @@ impl Guide {
     /// Goes on behind the token; yields whether it was the last.
     pub(crate) fn accept(&mut self, token: TokenId) -> Result<bool, ConstraintError> {
         self.known = false;
-        guarded(|| self.constraint.accept(token))
+        guarded(|| self.constraint().accept(token))
+    }
+
+    fn constraint(&mut self) -> &mut dyn Constraint {
+        &mut **self.constraint.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,11 +1,14 @@
 //! The CPU backend: takes any step as it is, without padding. A graph is built and planned once for each
 //! (new tokens, rows of logits), kept, and reused whatever the contexts are, for lengths are data.
 
+mod cache;
+mod weights;
+
+use std::path::PathBuf;
 use std::time::Instant;
 
-use half::{bf16, f16};
-use millrace_graph::{DType, Graph, ParamKind, TensorView, Type};
-use millrace_kernels::{Executor, Plan, Pool, Precision, Weights, kv};
+use millrace_graph::{DType, Type};
+use millrace_kernels::{Executor, Plan, Pool, Precision, kv};
 use millrace_models::{Checkpoint, Config, ModelError, StepShape, decoder};
 use rustc_hash::FxHashMap;
 
@@ -13,9 +16,6 @@ use crate::{KvSpec, Logits, RunError, Runner, Step, StepLimits, Want};
 
 /// Rows of logits in one step: bounds the logits buffer where prompt log-probabilities are asked for.
 const PROMPT_LOGIT_ROWS: usize = 64;
-
-/// Bytes of weights after whose packing the file's pages are let go.
-const DROP_BYTES: u64 = 16 << 20;
 
 /// Plans kept; beyond that all are dropped, since building one again costs a millisecond or two.
 const MAX_PLANS: usize = 4096;
@@ -41,6 +41,8 @@ pub struct CpuOptions {
     pub max_num_seqs: usize,
     /// New tokens of one step.
     pub max_num_batched_tokens: usize,
+    /// Where packed weights are kept, to be mapped by the next process that loads the same ones. `None` packs anew.
+    pub packed_cache: Option<PathBuf>,
 }
 
 /// Why a model could not be loaded.
@@ -109,8 +111,8 @@ impl CpuRunner {
         (config.layers.len() * width) as u64
     }
 
-    /// Packs a checkpoint's weights and allocates the KV cache. `progress` hears of bytes packed and of bytes
-    /// in all, after each weight.
+    /// Packs a checkpoint's weights, or maps them as packed before, and allocates the KV cache. `progress` hears of
+    /// bytes packed and of bytes in all, after each weight.
     ///
     /// # Errors
     /// Where the checkpoint lacks a weight or has it in another shape, or memory does not suffice.
@@ -139,14 +141,14 @@ impl CpuRunner {
         };
         let stored = |name: &str| {
             let mut ty = checkpoint.weight_type(name)?;
-            if let Some(dtype) = converted(&ty, options.weight_dtype) {
+            if let Some(dtype) = weights::converted(&ty, options.weight_dtype) {
                 ty.dtype = dtype;
             }
             Ok(ty)
         };
         let graph = decoder(&config, &shape, &stored)?;
         let pool = Pool::new(options.threads);
-        let (weights, weight_types) = load_weights(checkpoint, &graph, options, &pool, progress)?;
+        let (weights, weight_types) = weights::load(checkpoint, &graph, options, &pool, progress)?;
         checkpoint.advise_dont_need();
 
         let mut executor = Executor::new(pool, options.precision, weights);
@@ -201,6 +203,10 @@ impl Runner for CpuRunner {
 
     fn vocab(&self) -> usize {
         self.config.vocab
+    }
+
+    fn pool(&self) -> Option<&Pool> {
+        Some(self.executor.pool())
     }
 
     fn submit(&mut self, step: &Step) -> Result<(), RunError> {
@@ -295,74 +301,6 @@ fn kv_spec(config: &Config, options: &CpuOptions) -> Result<KvSpec, CpuLoadError
         });
     }
     Ok(KvSpec { block_size: options.block_size, blocks, bytes: blocks * block_bytes as usize })
-}
-
-/// The type that a matrix is converted to, where it is.
-fn converted(ty: &Type, wanted: Option<DType>) -> Option<DType> {
-    wanted.filter(|dtype| ty.rank() > 1 && ty.dtype.is_float() && ty.dtype != *dtype)
-}
-
-type Loaded = (Weights, FxHashMap<String, Type>);
-
-fn load_weights(
-    checkpoint: &Checkpoint,
-    graph: &Graph,
-    options: &CpuOptions,
-    pool: &Pool,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Loaded, CpuLoadError> {
-    let names = || graph.params.iter().filter(|param| param.kind == ParamKind::Weight);
-    let bytes = |ty: &Type| ty.bytes().unwrap_or(0) as u64;
-    let total = names().map(|param| bytes(graph.ty(param.node))).sum();
-    let (mut weights, mut types, mut done, mut dropped) = (Weights::new(), FxHashMap::default(), 0, 0);
-    for param in names() {
-        let (name, ty) = (param.name.as_str(), graph.ty(param.node));
-        let refused = |source| CpuLoadError::Weight { name: name.to_owned(), source };
-        if name == "head" && checkpoint.tied() {
-            weights.share("head", "embed").map_err(refused)?;
-        } else {
-            let view = checkpoint.weight(name)?;
-            match converted(&view.ty, options.weight_dtype) {
-                None => weights.insert(name, &view, pool).map_err(refused)?,
-                Some(dtype) => {
-                    let dense = convert(&view, dtype);
-                    let view = TensorView::new(Type::new(dtype, view.ty.shape.clone()), &dense);
-                    weights.insert(name, &view, pool).map_err(refused)?;
-                }
-            }
-        }
-        types.insert(name.to_owned(), ty.clone());
-        done += bytes(ty);
-        // What is packed is not read again: without this a load would hold the whole file twice.
-        if done - dropped >= DROP_BYTES {
-            checkpoint.advise_dont_need();
-            dropped = done;
-        }
-        progress(done, total);
-    }
-    Ok((weights, types))
-}
-
-/// A plain floating-point tensor in another plain type, rounded to nearest even.
-fn convert(view: &TensorView<'_>, to: DType) -> Vec<u8> {
-    let mut dense = Vec::with_capacity(view.ty.elements() * to.block_bytes());
-    for row in 0..view.ty.rows() {
-        let bytes = view.row(row);
-        let values = bytes.chunks_exact(view.ty.dtype.block_bytes()).map(|raw| match (view.ty.dtype, raw) {
-            (DType::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
-            (DType::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
-            (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
-            _ => unreachable!("only plain floats are converted"),
-        });
-        for value in values {
-            match to {
-                DType::F16 => dense.extend(f16::from_f32(value).to_le_bytes()),
-                DType::BF16 => dense.extend(bf16::from_f32(value).to_le_bytes()),
-                _ => dense.extend(value.to_le_bytes()),
-            }
-        }
-    }
-    dense
 }
 
 /// An error and its sources on one line.

@@ -15,7 +15,7 @@ use crate::figures::Figures;
 use crate::handle::{Handle, Incoming, Message, Shared};
 use crate::live::{End, Live, request_of};
 use crate::pool::Pool;
-use crate::sampler::{Sampler, philox};
+use crate::sampler::{Rows, philox};
 use crate::schedule::{Limits, Plan, Scheduler};
 use crate::sequence::{Place, Sequence};
 use crate::validate::Bounds;
@@ -49,7 +49,11 @@ pub fn start(
     let handle = Handle::new(sender, shared.clone(), Bounds::new(&config, kv, &*runner));
     let engine = Engine {
         figures: Figures::new(observer, shared.clone(), limits.rows),
-        sampler: Sampler::new(runner.vocab()),
+        sampling: Rows::new(
+            runner.vocab(),
+            limits.logits,
+            runner.pool().map_or(1, millrace_kernels::Pool::threads),
+        ),
         live: FxHashMap::default(),
         // Tables that share blocks may come to need more; then it grows, once.
         plan: Plan::with_capacity(limits.tokens, limits.rows, kv.blocks),
@@ -130,7 +134,7 @@ struct Engine {
     config: EngineConfig,
     inbox: mpsc::Receiver<Message>,
     scheduler: Scheduler,
-    sampler: Sampler,
+    sampling: Rows,
     live: FxHashMap<u64, Live>,
     plan: Plan,
     logits: Logits,
@@ -306,19 +310,42 @@ impl Engine {
         }
     }
 
+    /// Scores prompts, and chooses the next token of every sequence that is complete.
+    fn sample(&mut self, rows: Range<usize>) {
+        let step = &self.plan.step;
+        self.sampling.clear(step.rows[rows.clone()].iter().map(Row::logit_rows).sum());
+        let mut logits = 0;
+        for at in rows {
+            let row = &step.rows[at];
+            let (request, choice) = request_of(row.seq);
+            let live = self.live.get_mut(&request).expect("a sequence's request lives");
+            let first = logits;
+            logits += row.logit_rows();
+            if row.want == Want::All {
+                live.score(choice, row, |row| self.logits.row(first + row), self.sampling.sampler());
+            }
+            let failed = live.choices[choice].guide.as_ref().is_some_and(|guide| guide.failure().is_some());
+            if !failed && self.scheduler.planned(at).missing() == row.count as usize {
+                self.sampling.want(logits - 1, at);
+            }
+        }
+        let live = &self.live;
+        self.sampling.sample(self.runner.pool(), &mut self.logits, step, |at| {
+            let (request, choice) = request_of(step.rows[at].seq);
+            &live[&request].choices[choice].sampler
+        });
+    }
+
     /// Samples from the rows that were computed and hands the tokens out.
     fn commit(&mut self, rows: Range<usize>) {
+        self.sample(rows.clone());
         let now = Instant::now();
         let mut logits = 0;
         for at in rows {
             let row = &self.plan.step.rows[at];
             let (request, choice) = request_of(row.seq);
             let live = self.live.get_mut(&request).expect("a sequence's request lives");
-            let first = logits;
             logits += row.logit_rows();
-            if row.want == Want::All {
-                live.score(choice, row, |row| self.logits.row(first + row), &mut self.sampler);
-            }
             let seq = self.scheduler.planned(at);
             let (cached, completes) = (seq.cached(), seq.missing() == row.count as usize);
             self.figures.computed(row);
@@ -331,12 +358,8 @@ impl Engine {
                 self.fail(at, error);
                 continue;
             }
-            let state = &live.choices[choice].sampler;
-            let sampled = match self.logits.candidates(logits - 1) {
-                None => self.sampler.sample(self.logits.row_mut(logits - 1), state),
-                Some(best) => self.sampler.sample_candidates(best, self.plan.step.bias_of(at), state),
-            };
-            let sampled = match sampled {
+            let sampled = self.sampling.take(logits - 1);
+            let sampled = match sampled.unwrap_or_else(|| unreachable!("its sequence is complete")) {
                 Ok(sampled) => sampled,
                 Err(error) => {
                     self.fail(at, RequestError::Refused(error.to_string()));

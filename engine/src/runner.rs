@@ -1,5 +1,7 @@
 //! What a backend is to the engine.
 
+use millrace_kernels::Pool;
+
 use crate::{Step, TokenId};
 
 /// The KV cache that the backend could afford.
@@ -62,6 +64,14 @@ impl Logits {
         &self.values[index * self.columns..][..self.columns]
     }
 
+    /// Natural logarithms of the probabilities of a row's columns: exact, not fast.
+    pub fn log_probabilities(&self, index: usize) -> Vec<f64> {
+        let row = self.row(index);
+        let max = row.iter().fold(f64::NEG_INFINITY, |max, x| max.max(f64::from(*x)));
+        let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
+        row.iter().map(|x| f64::from(*x) - max - sum.ln()).collect()
+    }
+
     /// One row, to be adjusted before sampling.
     pub fn row_mut(&mut self, index: usize) -> &mut [f32] {
         &mut self.values[index * self.columns..][..self.columns]
@@ -103,6 +113,11 @@ pub trait Runner: Send {
     /// How many best tokens of each row it yields, where it cuts rows of logits on its device; it adds the step's
     /// bias before that. `None` where it yields whole rows, and is given no bias.
     fn candidates(&self) -> Option<usize> {
+        None
+    }
+
+    /// Workers that have nothing to do between steps, to share what the host does then. `None` where there are none.
+    fn pool(&self) -> Option<&Pool> {
         None
     }
 

@@ -124,6 +124,7 @@ fn engine(checkpoint: &Checkpoint, case: &Case, seen: &Arc<Seen>) -> Handle {
         max_model_len: MAX_LEN,
         max_num_seqs: case.rows,
         max_num_batched_tokens: case.tokens,
+        packed_cache: None,
     };
     let runner = CpuRunner::load(checkpoint, &options, &mut |_, _| {}).expect("the checkpoint loads");
     let config = EngineConfig {

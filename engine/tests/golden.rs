@@ -27,6 +27,7 @@ fn options() -> CpuOptions {
         max_model_len: 128,
         max_num_seqs: 4,
         max_num_batched_tokens: 64,
+        packed_cache: None,
     }
 }
 

@@ -3,23 +3,15 @@
 //! The model is `MILLRACE_TEST_ENCODER`, or what `scripts/fetch-encoder` has cached.
 #![allow(clippy::print_stderr, reason = "a test that skips says so, and prints what it measured")]
 
+#[path = "../../tests/support/cached.rs"]
+mod cached;
+
 use std::path::{Path, PathBuf};
 
 use millrace_engine::encoder::{CpuEncoder, EncodeError};
 use millrace_models::EncoderCheckpoint;
 use millrace_models::text::EncoderTokenizer;
 use safetensors::SafeTensors;
-
-fn model() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("MILLRACE_TEST_ENCODER") {
-        return Some(path.into());
-    }
-    let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = home("MILLRACE_CACHE")
-        .or_else(|| Some(home("XDG_CACHE_HOME")?.join("millrace")))
-        .or_else(|| Some(home("HOME")?.join(".cache/millrace")))?;
-    Some(cache.join("all-MiniLM-L6-v2")).filter(|path| path.join("model.safetensors").is_file())
-}
 
 fn shared(what: &str) -> Option<PathBuf> {
     let repository =
@@ -30,7 +22,7 @@ fn shared(what: &str) -> Option<PathBuf> {
 
 #[test]
 fn embeddings_are_those_of_the_reference() {
-    let Some(path) = model() else {
+    let Some(path) = cached::cached("MILLRACE_TEST_ENCODER", "all-MiniLM-L6-v2") else {
         eprintln!("skipped: no encoder; scripts/fetch-encoder fetches it");
         return;
     };

@@ -4,7 +4,10 @@
 //! The model is `MILLRACE_TEST_MODEL`, or what `scripts/fetch-model` has cached.
 #![allow(clippy::print_stderr, reason = "a test that skips says so, and prints what it measured")]
 
-use std::path::{Path, PathBuf};
+#[path = "../../tests/support/cached.rs"]
+mod cached;
+
+use std::path::Path;
 
 use millrace_engine::cpu::{CpuOptions, CpuRunner};
 use millrace_engine::{BlockId, Logits, Row, Runner, SeqId, Step, Want};
@@ -12,17 +15,6 @@ use millrace_graph::DType;
 use millrace_kernels::Precision;
 use millrace_models::Checkpoint;
 use safetensors::SafeTensors;
-
-fn model() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("MILLRACE_TEST_MODEL") {
-        return Some(path.into());
-    }
-    let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = home("MILLRACE_CACHE")
-        .or_else(|| Some(home("XDG_CACHE_HOME")?.join("millrace")))
-        .or_else(|| Some(home("HOME")?.join(".cache/millrace")))?;
-    Some(cache.join("SmolLM2-135M-Instruct.Q4_1.gguf")).filter(|path| path.is_file())
-}
 
 fn load(path: &Path, precision: Precision) -> CpuRunner {
     let options = CpuOptions {
@@ -35,13 +27,14 @@ fn load(path: &Path, precision: Precision) -> CpuRunner {
         max_model_len: 256,
         max_num_seqs: 2,
         max_num_batched_tokens: 128,
+        packed_cache: None,
     };
     let checkpoint = Checkpoint::open(path).expect("the model opens");
     CpuRunner::load(&checkpoint, &options, &mut |_, _| {}).expect("the model loads")
 }
 
-/// Logits after each of the last `tokens.len() - from` tokens.
-fn logits(runner: &mut CpuRunner, tokens: &[u32], from: usize) -> Vec<Vec<f32>> {
+/// Log-probabilities after each of the last `tokens.len() - from` tokens.
+fn log_probabilities(runner: &mut CpuRunner, tokens: &[u32], from: usize) -> Vec<Vec<f64>> {
     let mut rows = Vec::new();
     let mut out = Logits::default();
     let mut position = 0;
@@ -63,24 +56,16 @@ fn logits(runner: &mut CpuRunner, tokens: &[u32], from: usize) -> Vec<Vec<f32>> 
         runner.submit(&step).expect("the step is well-formed");
         runner.wait(&mut out).expect("the step runs");
         if all {
-            rows.extend((0..end - position).map(|i| out.row(i).to_vec()));
+            rows.extend((0..end - position).map(|i| out.log_probabilities(i)));
         }
         position = end;
     }
     rows
 }
 
-fn log_softmax(row: &[f32]) -> Vec<f64> {
-    let max = row.iter().fold(f64::NEG_INFINITY, |max, x| max.max(f64::from(*x)));
-    let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
-    row.iter().map(|x| f64::from(*x) - max - sum.ln()).collect()
-}
-
 /// Mean over positions of Σ p · (ln p - ln q).
-fn kl(reference: &[Vec<f32>], other: &[Vec<f32>]) -> f64 {
-    let of = |p: &[f32], q: &[f32]| -> f64 {
-        log_softmax(p).iter().zip(log_softmax(q)).map(|(p, q)| p.exp() * (p - q)).sum()
-    };
+fn kl(reference: &[Vec<f64>], other: &[Vec<f64>]) -> f64 {
+    let of = |p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
     reference.iter().zip(other).map(|(p, q)| of(p, q)).sum::<f64>() / reference.len() as f64
 }
 
@@ -116,7 +101,7 @@ fn golden() -> Option<Vec<Golden>> {
 
 #[test]
 fn greedy_ids_log_probabilities_and_divergence() {
-    let Some(path) = model() else {
+    let Some(path) = cached::smollm2() else {
         eprintln!("skipped: no SmolLM2 (scripts/fetch-model fetches it)");
         return;
     };
@@ -130,19 +115,18 @@ fn greedy_ids_log_probabilities_and_divergence() {
     for entry in &golden {
         let mut tokens = entry.prompt.clone();
         tokens.extend(&entry.greedy[..entry.greedy.len() - 1]);
-        let exact = logits(&mut reference, &tokens, entry.prompt.len() - 1);
+        let exact = log_probabilities(&mut reference, &tokens, entry.prompt.len() - 1);
         assert_eq!(exact.len(), entry.greedy.len());
         for (i, row) in exact.iter().enumerate() {
             // Greedy ids exactly: the path is teacher-forced along them, so each must be the best one.
             let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).expect("a vocabulary");
             assert_eq!(best as u32, entry.greedy[i], "greedy id {i}");
-            let ours = log_softmax(row);
             let top = i * 64..(i + 1) * 64;
             for (id, theirs) in entry.top_ids[top.clone()].iter().zip(&entry.top_logprobs[top]) {
-                worst = worst.max((ours[*id as usize] - f64::from(*theirs)).abs());
+                worst = worst.max((row[*id as usize] - f64::from(*theirs)).abs());
             }
         }
-        let quick = logits(&mut fast, &tokens, entry.prompt.len() - 1);
+        let quick = log_probabilities(&mut fast, &tokens, entry.prompt.len() - 1);
         divergence += kl(&exact, &quick) * exact.len() as f64;
         positions += exact.len();
     }

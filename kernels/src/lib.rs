@@ -22,6 +22,8 @@ pub mod similarity;
 
 pub use millrace_graph::dequant;
 
-pub use exec::{Executor, Plan, PlanError, Profile, RunError, WeightError, Weights};
+pub use exec::{
+    Executor, PACKED_VERSION, PackedError, Plan, PlanError, Profile, RunError, WeightError, Weights,
+};
 pub use matrix::Precision;
 pub use pool::Pool;

@@ -107,15 +107,9 @@ fn follow(runner: &mut dyn Runner, sequence: &Sequence, rows: &mut Vec<Vec<f64>>
         runner.submit(&step)?;
         runner.wait(&mut out)?;
         if wanted {
-            rows.extend((0..end - position).map(|i| log_softmax(out.row(i))));
+            rows.extend((0..end - position).map(|i| out.log_probabilities(i)));
         }
         position = end;
     }
     Ok(())
-}
-
-fn log_softmax(row: &[f32]) -> Vec<f64> {
-    let max = row.iter().fold(f64::NEG_INFINITY, |max, x| max.max(f64::from(*x)));
-    let sum: f64 = row.iter().map(|x| (f64::from(*x) - max).exp()).sum();
-    row.iter().map(|x| f64::from(*x) - max - sum.ln()).collect()
 }

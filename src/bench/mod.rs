@@ -64,7 +64,15 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let begun = Instant::now();
-    let timings = runtime.block_on(drive(&engine.handle, &items, concurrency, &progress))?;
+    let sampling = SamplingParams {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        top_k: args.top_k,
+        repetition_penalty: args.repetition_penalty,
+        ignore_eos: true,
+        ..SamplingParams::default()
+    };
+    let timings = runtime.block_on(drive(&engine.handle, &items, &sampling, concurrency, &progress))?;
     let wall = begun.elapsed().as_secs_f64();
     progress.finish_and_clear();
     let (backend, threads, kv_bytes) = (engine.backend.clone(), engine.threads, engine.kv_bytes);
@@ -129,6 +137,7 @@ impl Timing {
 async fn drive(
     handle: &Handle,
     items: &[Item],
+    sampling: &SamplingParams,
     concurrency: usize,
     progress: &ProgressBar,
 ) -> anyhow::Result<Vec<Timing>> {
@@ -141,12 +150,7 @@ async fn drive(
             tokio::time::sleep(early).await;
         }
         let place = places.clone().acquire_owned().await?;
-        let params = SamplingParams {
-            temperature: 0.0,
-            max_tokens: item.output,
-            ignore_eos: true,
-            ..SamplingParams::default()
-        };
+        let params = SamplingParams { max_tokens: item.output, ..sampling.clone() };
         let request = Request { prompt: item.prompt.clone(), params, n: 1, ..Request::default() };
         let submitted = start.elapsed().as_secs_f64();
         let mut events = handle.submit(request)?.pop().context("a request has one sequence")?;

@@ -2,6 +2,8 @@
 //! doubles of the compiler and of the runtime in the vendor's place.
 #![allow(clippy::print_stderr, reason = "a test that skips says so, and prints what it measured")]
 
+#[path = "../support/cached.rs"]
+mod cached;
 mod hangs;
 mod refusals;
 mod rig;

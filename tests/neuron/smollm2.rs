@@ -4,12 +4,12 @@
 //! The model is `MILLRACE_TEST_MODEL`, or what `scripts/fetch-model` has cached.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 use softnrt::testing::{compiler_path, library_path};
 
+use crate::cached;
 use crate::rig::Server;
 
 /// Largest and mean difference of a log-probability from f32 that bf16 may make: 8 bits of mantissa in weights,
@@ -18,17 +18,6 @@ const LARGEST: f64 = 0.5;
 const MEAN: f64 = 0.1;
 
 const ANSWER: usize = 4;
-
-fn model() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("MILLRACE_TEST_MODEL") {
-        return Some(path.into());
-    }
-    let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = home("MILLRACE_CACHE")
-        .or_else(|| Some(home("XDG_CACHE_HOME")?.join("millrace")))
-        .or_else(|| Some(home("HOME")?.join(".cache/millrace")))?;
-    Some(cache.join("SmolLM2-135M-Instruct.Q4_1.gguf")).filter(|path| path.is_file())
-}
 
 /// Log-probabilities by token.
 type Row = BTreeMap<u64, f64>;
@@ -50,7 +39,7 @@ fn distance(ours: &[Row], theirs: &[Row]) -> (f64, f64, usize) {
 
 #[test]
 fn a_chat_with_a_real_model() {
-    let Some(model) = model() else {
+    let Some(model) = cached::smollm2() else {
         return eprintln!("skipped: no SmolLM2 (scripts/fetch-model fetches it)");
     };
     let model = model.display().to_string();

@@ -5,6 +5,7 @@
 
 mod candidates;
 pub(crate) mod philox;
+mod rows;
 mod truncate;
 mod vector;
 
@@ -17,6 +18,7 @@ use rustc_hash::FxHashMap;
 
 use crate::constraint::forbid_others;
 use crate::{Logprob, SamplingParams, TokenId, TokenLogprobs};
+pub(crate) use rows::Rows;
 use truncate::{Candidate, gather, kth_bound, truncate};
 use vector::BLOCK;
 

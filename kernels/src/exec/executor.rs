@@ -124,6 +124,11 @@ impl Executor {
         }
     }
 
+    /// The workers that run plans, idle between runs.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
     /// Makes the KV caches that the graph's state parameters name: zeros, whose memory the system provides as
     /// they are written. One that is there already is kept, so every graph of a model may be passed.
     ///

@@ -25,4 +25,4 @@ mod weights;
 pub use error::{PlanError, RunError, WeightError};
 pub use executor::{Executor, Profile};
 pub use plan::Plan;
-pub use weights::Weights;
+pub use weights::{PACKED_VERSION, PackedError, Weights};

@@ -1,5 +1,7 @@
 //! Weights by name, as the kernels want them.
 
+mod file;
+
 use std::collections::HashMap;
 use std::fmt;
 
@@ -9,6 +11,8 @@ use super::error::WeightError;
 use crate::dequant::dequantise;
 use crate::matrix::Matrix;
 use crate::pool::Pool;
+
+pub use file::{PACKED_VERSION, PackedError};
 
 /// A model's weights: matrices packed for multiplication in their stored format, vectors as f32.
 #[derive(Default)]
@@ -62,6 +66,11 @@ impl Weights {
         self.names.insert(name.into(), self.entries.len() as u32);
         self.entries.push(Weight { ty: view.ty.clone(), data });
         Ok(())
+    }
+
+    /// The type of a weight, as stored; `None` where there is none of that name.
+    pub fn ty(&self, name: &str) -> Option<&Type> {
+        self.find(name).map(|index| &self.get(index).ty)
     }
 
     /// Lets `alias` mean the weight `name` too: tied embeddings are one packed tensor.

@@ -1,26 +1,43 @@
-//! Memory for packed weights: zero or more matrices to a slab, slabs aligned to huge pages.
+//! Memory for packed weights: zero or more matrices to a slab, slabs aligned to huge pages; or to a mapped file.
 //!
 //! A decode step streams every weight once, and with 4 KiB pages the hardware prefetcher stops at each page's
 //! end. Most matrices of a small model are less than a huge page, so they share slabs.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use memmap2::Mmap;
 
 /// The size and alignment of a huge page on x86-64 and AArch64.
 const HUGE_PAGE: usize = 2 << 20;
 /// Matrices of less than a quarter of this share a slab.
 const SLAB: usize = 16 << 20;
 /// Every allocation starts on a cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
-/// A run of bytes, uninitialised at first, at a fixed address.
+/// A run of bytes at a fixed address.
 #[derive(Debug)]
 pub(super) struct Memory {
-    slab: Arc<Slab>,
-    offset: usize,
+    data: NonNull<u8>,
     len: usize,
+    owner: Owner,
 }
+
+/// What the bytes lie in, and lives as long as they do.
+#[derive(Debug)]
+enum Owner {
+    /// Uninitialised at first.
+    Slab { _slab: Arc<Slab> },
+    /// Read only.
+    File { _map: Arc<Mmap> },
+}
+
+// SAFETY: the address is that of bytes which `owner` keeps alive and which any thread may reach.
+unsafe impl Send for Memory {}
+// SAFETY: memory hands out addresses only; who reads and writes through them answers for it.
+unsafe impl Sync for Memory {}
 
 #[derive(Debug)]
 struct Slab {
@@ -41,7 +58,7 @@ impl Memory {
     pub(super) fn new(len: usize) -> Option<Memory> {
         let size = len.max(1).checked_next_multiple_of(LINE)?;
         if size >= SLAB / 4 {
-            return Some(Memory { slab: Arc::new(Slab::new(size)?), offset: 0, len });
+            return Some(Memory::within(Arc::new(Slab::new(size)?), 0, len));
         }
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         let (slab, taken) = match open.0.upgrade() {
@@ -49,17 +66,41 @@ impl Memory {
             _ => (Arc::new(Slab::new(SLAB)?), 0),
         };
         *open = (Arc::downgrade(&slab), taken + size);
-        Some(Memory { slab, offset: taken, len })
+        Some(Memory::within(slab, taken, len))
+    }
+
+    fn within(slab: Arc<Slab>, offset: usize, len: usize) -> Memory {
+        // SAFETY: `offset` lies within the slab.
+        let data = unsafe { slab.data.add(offset) };
+        Memory { data, len, owner: Owner::Slab { _slab: slab } }
+    }
+
+    /// These bytes of a mapped file; `None` where it has no such bytes.
+    pub(super) fn mapped(map: &Arc<Mmap>, range: Range<usize>) -> Option<Memory> {
+        let bytes = map.get(range)?;
+        Some(Memory {
+            data: NonNull::from(bytes).cast(),
+            len: bytes.len(),
+            owner: Owner::File { _map: map.clone() },
+        })
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// The first byte. Nobody else is given these bytes while this value lives.
-    pub(super) fn as_ptr(&self) -> *mut u8 {
-        // SAFETY: `offset` lies within the slab.
-        unsafe { self.slab.data.as_ptr().add(self.offset) }
+    /// The first byte, to be read.
+    pub(super) fn as_ptr(&self) -> *const u8 {
+        self.data.as_ptr()
+    }
+
+    /// The first byte, to be written. Nobody else is given these bytes while this value lives.
+    ///
+    /// # Panics
+    /// Where the bytes are a file's.
+    pub(super) fn as_mut_ptr(&self) -> *mut u8 {
+        assert!(matches!(self.owner, Owner::Slab { .. }), "a mapped file is read only");
+        self.data.as_ptr()
     }
 }
 

@@ -36,7 +36,9 @@ use millrace_graph::DType;
 
 pub use drive::{Operand, Output, Scratch, multiply, multiply_gated};
 use format::{BLOCK, LANES, with_format};
+pub(crate) use memory::LINE;
 use memory::Memory;
+pub(crate) use pack::LAYOUT;
 pub use pack::PackError;
 
 use crate::cpu::{self, Isa};

@@ -1,13 +1,19 @@
 //! From a stored tensor to groups of rows.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use memmap2::Mmap;
 use millrace_graph::{DType, RowOrder, TensorView, Type};
 
 use super::format::{BLOCK, Format, LANES, Nibbles, Q6K, Q8_0, SUPER, Scales, with_format};
 use super::{Matrix, Memory};
 use crate::dequant::scale_and_min;
 use crate::pool::Pool;
+
+/// The version of the packed layout. Whoever changes where packing puts a byte counts it up, so that files of packed
+/// weights that were written before are not taken for new ones; `tests/packed.rs` notices if that is forgotten.
+pub(crate) const LAYOUT: u32 = 1;
 
 /// Why a tensor cannot be packed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -43,36 +49,45 @@ impl Matrix {
     /// [`PackError`] where the view is not of that form; nothing is allocated then.
     pub fn pack(view: &TensorView<'_>, pool: &Pool) -> Result<Matrix, PackError> {
         let ty = &view.ty;
-        let too_large = || PackError::TooLarge(ty.clone());
-        let (parts, rows, cols) = match ty.shape[..] {
-            [rows, cols] => (1, rows, cols),
-            [parts, rows, cols] => (parts, rows, cols),
-            _ => return Err(PackError::Shape(ty.clone())),
-        };
-        if !(ty.dtype.is_float() || ty.dtype.is_quantised()) {
-            return Err(PackError::DType(ty.dtype));
-        }
-        if ty.elements() == 0 || ty.dtype.bytes(cols).is_none() {
-            return Err(PackError::Shape(ty.clone()));
-        }
+        dimensions(ty)?;
         if view.offset != 0.0 {
             return Err(PackError::Offset(ty.clone()));
         }
         check_stored(view)?;
-        // The stored bytes are in memory and at least a third of the packed ones, but for small padding; only
-        // types of absurd shape get near the limits below.
-        let groups = rows.div_ceil(LANES);
-        let blocks = cols.div_ceil(BLOCK);
-        blocks.checked_mul(LANES * BLOCK * 4).ok_or_else(too_large)?;
-        let group_bytes = with_format!(ty.dtype, F => F::group_bytes(blocks)).expect("checked above");
-        let bytes =
-            parts.checked_mul(groups).and_then(|n| n.checked_mul(group_bytes)).ok_or_else(too_large)?;
-        let memory = Memory::new(bytes).ok_or_else(too_large)?;
-        let matrix = Matrix { dtype: ty.dtype, parts, rows, cols, group_bytes, memory };
+        let form = Form::of(ty)?;
+        let memory = Memory::new(form.bytes).ok_or_else(|| PackError::TooLarge(ty.clone()))?;
+        let matrix = form.matrix(ty.dtype, memory);
+        let groups = matrix.groups();
         pool.run(&|worker| {
-            worker.for_chunks(parts * groups, 4, |range| matrix.fill(view, range));
+            worker.for_chunks(matrix.parts * groups, 4, |range| matrix.fill(view, range));
         });
         Ok(matrix)
+    }
+
+    /// The matrix of a type that was packed before, in these bytes of a mapped file. Any bytes are a matrix: which one,
+    /// the caller has to know.
+    ///
+    /// # Errors
+    /// [`PackError`] where there are not just the bytes that the type takes, or it is no matrix.
+    pub(crate) fn mapped(ty: &Type, map: &Arc<Mmap>, range: Range<usize>) -> Result<Matrix, PackError> {
+        let form = Form::of(ty)?;
+        let memory = Memory::mapped(map, range.clone()).filter(|memory| memory.len() == form.bytes);
+        let length = || PackError::Length { ty: ty.clone(), parts: 1, bytes: range.len() };
+        Ok(form.matrix(ty.dtype, memory.ok_or_else(length)?))
+    }
+
+    /// Bytes that a type takes when it is packed.
+    ///
+    /// # Errors
+    /// [`PackError`] where it is no matrix.
+    pub(crate) fn packed_bytes(ty: &Type) -> Result<usize, PackError> {
+        Form::of(ty).map(|form| form.bytes)
+    }
+
+    /// The packed bytes.
+    pub(crate) fn packed(&self) -> &[u8] {
+        // SAFETY: the memory is that long, was written when the matrix was packed, and is not written again.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.memory.len()) }
     }
 
     /// Packs the groups of a range, counted over all parts.
@@ -82,7 +97,7 @@ impl Matrix {
             let first = group * LANES;
             // SAFETY: the group lies within the memory, and each index is given to one worker once.
             let out = unsafe {
-                let at = self.memory.as_ptr().add(index * self.group_bytes);
+                let at = self.memory.as_mut_ptr().add(index * self.group_bytes);
                 at.write_bytes(0, self.group_bytes);
                 std::slice::from_raw_parts_mut(at, self.group_bytes)
             };
@@ -90,6 +105,52 @@ impl Matrix {
                 pack_row(self.dtype, view.row(part * self.rows + first + lane), lane, out);
             }
         }
+    }
+}
+
+/// Parts, rows and columns, where the type is a matrix's.
+fn dimensions(ty: &Type) -> Result<(usize, usize, usize), PackError> {
+    let (parts, rows, cols) = match ty.shape[..] {
+        [rows, cols] => (1, rows, cols),
+        [parts, rows, cols] => (parts, rows, cols),
+        _ => return Err(PackError::Shape(ty.clone())),
+    };
+    if !(ty.dtype.is_float() || ty.dtype.is_quantised()) {
+        return Err(PackError::DType(ty.dtype));
+    }
+    if ty.elements() == 0 || ty.dtype.bytes(cols).is_none() {
+        return Err(PackError::Shape(ty.clone()));
+    }
+    Ok((parts, rows, cols))
+}
+
+/// The form that a type takes when it is packed.
+struct Form {
+    parts: usize,
+    rows: usize,
+    cols: usize,
+    group_bytes: usize,
+    bytes: usize,
+}
+
+impl Form {
+    fn of(ty: &Type) -> Result<Form, PackError> {
+        let too_large = || PackError::TooLarge(ty.clone());
+        let (parts, rows, cols) = dimensions(ty)?;
+        // Stored bytes are a third of the packed ones at least, but for small padding; only types of absurd shape
+        // get near the limits below.
+        let groups = rows.div_ceil(LANES);
+        let blocks = cols.div_ceil(BLOCK);
+        blocks.checked_mul(LANES * BLOCK * 4).ok_or_else(too_large)?;
+        let group_bytes = with_format!(ty.dtype, F => F::group_bytes(blocks)).expect("checked above");
+        let bytes =
+            parts.checked_mul(groups).and_then(|n| n.checked_mul(group_bytes)).ok_or_else(too_large)?;
+        Ok(Form { parts, rows, cols, group_bytes, bytes })
+    }
+
+    fn matrix(self, dtype: DType, memory: Memory) -> Matrix {
+        let Form { parts, rows, cols, group_bytes, .. } = self;
+        Matrix { dtype, parts, rows, cols, group_bytes, memory }
     }
 }
 

@@ -5,6 +5,8 @@
 #[allow(unreachable_pub, reason = "a module of several test binaries")]
 mod gguf_writer;
 
+#[path = "../../../tests/support/cached.rs"]
+mod cached;
 mod smollm2;
 mod templates;
 
@@ -14,16 +16,6 @@ use std::path::{Path, PathBuf};
 fn shared(what: &str) -> Option<PathBuf> {
     let mut dirs = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     let path = dirs.find(|dir| dir.join("Cargo.lock").exists())?.parent()?.join("shared").join(what);
-    path.exists().then_some(path)
-}
-
-/// The GGUF file that `scripts/fetch-model` keeps, if it was fetched.
-fn smollm2() -> Option<PathBuf> {
-    let dir = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let cache = dir("MILLRACE_CACHE").or_else(|| {
-        Some(dir("XDG_CACHE_HOME").or_else(|| Some(dir("HOME")?.join(".cache")))?.join("millrace"))
-    })?;
-    let path = cache.join("SmolLM2-135M-Instruct.Q4_1.gguf");
     path.exists().then_some(path)
 }
 

@@ -1,6 +1,6 @@
 //! SmolLM2's tokenizer and template, from its GGUF file.
 
-use crate::{NASTY, shared, skipped, smollm2};
+use crate::{NASTY, cached, shared, skipped};
 use millrace_models::Checkpoint;
 use millrace_models::text::{ChatTemplate, GenerationDefaults, RenderOptions, Tokenizer};
 use proptest::prelude::*;
@@ -17,7 +17,7 @@ struct Model {
 fn model() -> Option<&'static Model> {
     static MODEL: OnceLock<Option<Model>> = OnceLock::new();
     let load = || {
-        let Some(path) = smollm2() else {
+        let Some(path) = cached::smollm2() else {
             skipped("the SmolLM2 GGUF is not in the cache; scripts/fetch-model puts it there");
             return None;
         };
