@@ -54,7 +54,7 @@ pub(super) fn schema(root: &Value) -> Result<(), GrammarError> {
     };
     let mut size = walk.extent(root, false)?.size;
     while let Some(target) = walk.waiting.pop() {
-        if let Some(schema) = walk.find(&target) {
+        if let Some(schema) = walk.find(target) {
             size = size.saturating_add(walk.extent(schema, false)?.size);
         }
     }
@@ -518,7 +518,7 @@ mod tests {
             (
                 "start: \"A0 A0\" /A0 \\/ A0/ // A0\n".to_owned()
                     + &"# A0: A0 A0\n".repeat(40)
-                    + &"A0: \"x\"\n",
+                    + "A0: \"x\"\n",
                 true,
             ),
             // Attributes stand between a name and its colon, and alternatives on lines of their own.
