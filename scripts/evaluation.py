@@ -1,12 +1,18 @@
-"""What the eval scripts share: an index built and asked by the commands that users have."""
+"""What the eval scripts share: an index built and asked by the commands that users have, and some arithmetic."""
 import argparse
 import json
+import math
 import os
 import subprocess
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def gain(grades):
+    """Discounted gain of the first ten, 2^grade - 1 each."""
+    return sum((2**grade - 1) / math.log2(i + 2) for i, grade in enumerate(grades[:10]))
 
 
 def arguments(doc, data):
@@ -52,3 +58,16 @@ def search(args, folder, queries, flags):
     for line in subprocess.check_output(command, text=True).splitlines():
         answer = json.loads(line)
         yield answer["id"], answer["results"]
+
+
+def solve(matrix, right):
+    """Linear equations, by Gauss-Jordan with pivots."""
+    rows = [row[:] + [value] for row, value in zip(matrix, right)]
+    for i in range(len(rows)):
+        pivot = max(range(i, len(rows)), key=lambda k: abs(rows[k][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [value / rows[i][i] for value in rows[i]]
+        for k in range(len(rows)):
+            if k != i:
+                rows[k] = [a - rows[k][i] * b for a, b in zip(rows[k], rows[i])]
+    return [row[-1] for row in rows]

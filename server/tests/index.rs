@@ -234,7 +234,7 @@ fn what_cannot_be_trusted_is_refused_with_what_to_do() {
 
     let manifest = folder.index().join("v000001/manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
-    fs::write(&manifest, text.replace("\"format\": 1", "\"format\": 9")).unwrap();
+    fs::write(&manifest, text.replace("\"format\": 2", "\"format\": 1")).unwrap();
     let error = open(None);
     assert!(matches!(error, IndexError::Format { .. }));
     assert!(error.to_string().contains("millrace index --catalog"), "{error}");

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use millrace_server::assistant::index::{self, Progress, lines::Kind};
+use millrace_server::assistant::retrieve::SIGNALS;
 use millrace_server::assistant::{Filters, Place, Retrieve, RetrieveRequest, Source, planner};
 use millrace_server::{Embed, TextEncoder};
 use serde::Deserialize;
@@ -59,6 +60,9 @@ pub(crate) struct SearchArgs {
     /// Print which sources the assistant would ask about the products, and why, as JSON.
     #[arg(long, conflicts_with = "passages")]
     plan: bool,
+    /// Print what passages are judged by, as JSON; see docs/catalog.md.
+    #[arg(long, requires = "passages")]
+    signals: bool,
     /// Only these products.
     #[arg(long, value_name = "ID")]
     product: Vec<String>,
@@ -166,7 +170,7 @@ pub(crate) fn search(args: &SearchArgs) -> anyhow::Result<()> {
         let results = runtime.block_on(answer(&*index, args, query))?;
         match id {
             Some(id) => writeln!(out, "{}", json!({ "id": id, "results": results }))?,
-            None if args.json || args.plan => {
+            None if args.json || args.plan || args.signals => {
                 results.iter().try_for_each(|result| writeln!(out, "{result}"))?
             }
             None => results.iter().try_for_each(|result| {
@@ -217,6 +221,18 @@ async fn answer(
     }
     let filters = Filters { products: query.products, sources: args.source.clone(), ..Filters::default() };
     let request = RetrieveRequest { query: query.query, filters, limit: args.limit };
+    if args.signals {
+        let found = index.signals(request).await?;
+        let results = found.iter().map(|(passage, signals)| {
+            let signals: serde_json::Map<_, _> = SIGNALS
+                .iter()
+                .zip(signals)
+                .map(|(name, signal)| ((*name).to_owned(), json!(signal)))
+                .collect();
+            json!({ "id": passage.id, "signals": signals })
+        });
+        return Ok(results.collect());
+    }
     if args.passages {
         let found = index.retrieve(request).await?.evidence;
         let results = found.iter().map(|evidence| {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::planner::Probe;
+use super::retrieve::Signals;
 
 /// A product as the catalog describes it. Price and rating are what the catalog said when it was indexed:
 /// good for filtering, not for showing.
@@ -232,6 +233,12 @@ pub type RetrieveResult<'a, T> = Pin<Box<dyn Future<Output = Result<T, RetrieveE
 pub trait Retrieve: Send + Sync {
     /// The passages that fit best.
     fn retrieve(&self, request: RetrieveRequest) -> RetrieveResult<'_, Retrieval>;
+
+    /// The passages among which the best are chosen, with what they are judged by, in no order that matters: to learn
+    /// from, and to see why. Nothing for a query without words, or where an implementation has no ranker of ours.
+    fn signals(&self, _request: RetrieveRequest) -> RetrieveResult<'_, Vec<(Arc<Passage>, Signals)>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
 
     /// The products that fit best, the best first, by what the catalog says of them. [`Filters::sources`] does not
     /// matter here.

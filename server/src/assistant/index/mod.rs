@@ -256,7 +256,10 @@ fn embed(
             }
         }
     }
-    contents.passages.values().for_each(|passage| take(passages::embedded_text(passage)));
+    for passage in contents.passages.values() {
+        take(passages::embedded_text(passage));
+        passages::answer_text(passage).map(str::to_owned).into_iter().for_each(&mut take);
+    }
     if attributes.len() <= MAX_ATTRIBUTE_VECTORS {
         attributes.into_iter().for_each(&mut take);
     } else {

@@ -52,6 +52,11 @@ pub(crate) fn embedded_text(passage: &Passage) -> String {
     }
 }
 
+/// What a Q&A answers, without the question: whether an answer fits another question shows better alone.
+pub(crate) fn answer_text(passage: &Passage) -> Option<&str> {
+    (passage.source == Source::Qa && passage.title.is_some()).then_some(passage.text.as_str())
+}
+
 /// A text in pieces of at most about [`WORDS`] words, cut between sentences where there are any.
 fn pieces(text: &str) -> Vec<String> {
     let mut pieces = Vec::new();

@@ -26,7 +26,7 @@ use super::IndexError;
 use crate::assistant::source::{Passage, Product};
 
 /// Changes with the files' meaning.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const CURRENT: &str = "CURRENT";
 
 /// What identifies a text.

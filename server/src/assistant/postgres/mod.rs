@@ -3,7 +3,8 @@
 //!
 //! The order is that of the embedded index. PostgreSQL's own text search ranks in its own way, so words are not left to
 //! it: terms are found by the same code (`lexical`) when a record is written ([`update`]), and kept with their counts in
-//! tables; BM25F is then computed by the statement that also scans the vectors exactly and fuses both lists (`query`).
+//! tables; BM25F is then computed by the statement that also scans the vectors exactly and fuses both lists (`query`). The
+//! passages that it finds are put in order by the same code too (`retrieve::rank`).
 //! A version is one transaction: whoever reads sees it whole or not at all.
 
 mod connect;
@@ -22,6 +23,8 @@ use tokio_postgres::types::ToSql;
 use super::index::IndexError;
 use super::index::lexical::{content_words, query_terms};
 use super::planner::{Group, Probe};
+use super::retrieve::Signals;
+use super::retrieve::rank::{Candidate, RANKED, all_signals, rank};
 use super::source::{
     Evidence, Filters, Passage, Product, Retrieval, Retrieve, RetrieveError, RetrieveRequest, RetrieveResult,
     Source,
@@ -104,9 +107,25 @@ impl PostgresIndex {
 
     async fn search(&self, request: RetrieveRequest, of: Searched) -> Result<Vec<Row>, RetrieveError> {
         let RetrieveRequest { query, filters, limit } = request;
+        let limit = match of {
+            Searched::Passages if !query.trim().is_empty() => limit.max(RANKED),
+            _ => limit,
+        };
         let vector = self.0.embed(&query).await?;
         let statement = search(of, &filters, &query_terms(&query), &query, vector.as_deref(), limit);
         self.0.pool.query(&statement.text, &statement.parameters()).await
+    }
+}
+
+impl PostgresIndex {
+    /// The passages that the lists found, the first of them fused.
+    async fn candidates(&self, request: RetrieveRequest) -> Result<Vec<Candidate>, RetrieveError> {
+        let rows = self.search(request, Searched::Passages).await?;
+        let candidate = |row: &Row| {
+            let passage = read::<Passage>(row.get(0))?;
+            Ok(Candidate { passage, words: row.get(2), meaning: row.get(3), answer: row.get(4) })
+        };
+        rows.iter().map(candidate).collect()
     }
 }
 
@@ -151,11 +170,28 @@ fn read<T: serde::de::DeserializeOwned>(record: &str) -> Result<Arc<T>, Retrieve
 impl Retrieve for PostgresIndex {
     fn retrieve(&self, request: RetrieveRequest) -> RetrieveResult<'_, Retrieval> {
         Box::pin(async move {
-            let rows = self.search(request, Searched::Passages).await?;
-            let evidence = rows
-                .iter()
-                .map(|row| Ok(Evidence { passage: read::<Passage>(row.get(0))?, score: row.get(1) }));
-            Ok(Retrieval { evidence: evidence.collect::<Result<_, RetrieveError>>()? })
+            if request.query.trim().is_empty() {
+                let rows = self.search(request, Searched::Passages).await?;
+                let evidence = rows
+                    .iter()
+                    .map(|row| Ok(Evidence { passage: read::<Passage>(row.get(0))?, score: row.get(1) }));
+                return Ok(Retrieval { evidence: evidence.collect::<Result<_, RetrieveError>>()? });
+            }
+            let (query, limit) = (request.query.clone(), request.limit);
+            let candidates = self.candidates(request).await?;
+            Ok(Retrieval { evidence: rank(&query, candidates, limit) })
+        })
+    }
+
+    fn signals(&self, request: RetrieveRequest) -> RetrieveResult<'_, Vec<(Arc<Passage>, Signals)>> {
+        Box::pin(async move {
+            if request.query.trim().is_empty() {
+                return Ok(Vec::new());
+            }
+            let query = request.query.clone();
+            let candidates = self.candidates(request).await?;
+            let signals = all_signals(&query, &candidates);
+            Ok(candidates.into_iter().map(|candidate| candidate.passage).zip(signals).collect())
         })
     }
 

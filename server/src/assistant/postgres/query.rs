@@ -103,7 +103,8 @@ fn condition(search: &mut Search, of: Searched, filters: &Filters) -> String {
 }
 
 /// The statement for a query: its terms, its words as they came, its vector in pgvector's notation. Rows are
-/// (record, score), the best first.
+/// (record, score), the best first; of passages that were searched for anything (record, score, BM25F, cosine, cosine of
+/// the answer alone).
 pub(super) fn search(
     of: Searched,
     filters: &Filters,
@@ -148,8 +149,8 @@ pub(super) fn search(
             "SELECT id, 1::real / ({rrf} + (row_number() OVER (ORDER BY score DESC, id))::real) AS share FROM {list}"
         )
     };
-    let (meaning, both) = match vector {
-        None => (String::new(), ranked("words")),
+    let (meaning, both, near) = match vector {
+        None => (String::new(), ranked("words"), "NULL::real, NULL::real".to_owned()),
         Some(vector) => {
             let vector = search.bind(vector.to_owned());
             (
@@ -162,8 +163,19 @@ pub(super) fn search(
 ), "
                 ),
                 format!("{} UNION ALL {}", ranked("words"), ranked("meaning")),
+                format!(
+                    "(-(e.embedding <#> {vector}::text::vector))::real, (-(a.embedding <#> {vector}::text::vector))::real"
+                ),
             )
         }
+    };
+    let (signals, joined) = match of {
+        Searched::Products => (String::new(), ""),
+        Searched::Passages => (
+            format!(", coalesce(scored.score, 0::real), {near}"),
+            " LEFT JOIN scored ON scored.id = d.id
+LEFT JOIN millrace.embeddings e ON e.text = d.embedded LEFT JOIN millrace.embeddings a ON a.text = d.answer",
+        ),
     };
     search.text = format!(
         "WITH totals AS (
@@ -176,13 +188,15 @@ pub(super) fn search(
     FROM asked JOIN millrace.{kind}_postings p ON p.term = asked.term
     JOIN millrace.{table} d ON d.id = p.document CROSS JOIN totals
     WHERE {condition}
-), words AS (
+), scored AS (
     SELECT id, sum(idf * frequency * {k1_more} / (frequency + {k1}) ORDER BY term) AS score
-    FROM weighed GROUP BY id ORDER BY score DESC, id LIMIT {depth}
+    FROM weighed GROUP BY id
+), words AS (
+    SELECT id, score FROM scored ORDER BY score DESC, id LIMIT {depth}
 ), {meaning}fused AS (
     SELECT id, sum(share) AS score FROM ({both}) lists GROUP BY id ORDER BY score DESC, id LIMIT {most}
 )
-SELECT d.record, fused.score FROM fused JOIN millrace.{table} d ON d.id = fused.id
+SELECT d.record, fused.score{signals} FROM fused JOIN millrace.{table} d ON d.id = fused.id{joined}
 ORDER BY fused.score DESC, d.id"
     );
     search

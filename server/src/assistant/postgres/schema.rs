@@ -18,7 +18,7 @@ use crate::assistant::index::fields;
 
 /// Changes with the tables, and with whatever is computed when a record is written: the terms of a text, the fields of
 /// a document, the passages of a product.
-const FORMAT: i32 = 1;
+const FORMAT: i32 = 2;
 
 pub(super) const EXISTS: &str = "SELECT to_regclass('millrace.state') IS NOT NULL";
 pub(super) const STATE: &str = "SELECT format, version, encoder FROM millrace.state";
@@ -85,10 +85,12 @@ CREATE TABLE IF NOT EXISTS millrace.passages (
     source smallint NOT NULL,
     given boolean NOT NULL,
     embedded bytea NOT NULL,
+    answer bytea,
     dirty boolean NOT NULL,
     {passage_lengths}
 );
 CREATE INDEX IF NOT EXISTS passages_product ON millrace.passages (product);
+CREATE INDEX IF NOT EXISTS passages_answer ON millrace.passages (answer) WHERE answer IS NOT NULL;
 CREATE TABLE IF NOT EXISTS millrace.embeddings (text bytea PRIMARY KEY, embedding vector NOT NULL);
 "#,
         product_lengths =

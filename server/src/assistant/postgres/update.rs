@@ -214,15 +214,18 @@ impl Session {
         let sources: Vec<i16> = new.iter().map(|passage| number(passage.source)).collect();
         let embedded: Vec<Vec<u8>> =
             new.iter().map(|passage| key(&passages::embedded_text(passage)).to_vec()).collect();
+        let answers: Vec<Option<Vec<u8>>> =
+            new.iter().map(|passage| Some(key(passages::answer_text(passage)?).to_vec())).collect();
         self.run(
-            "INSERT INTO millrace.passages (id, record, product, source, given, embedded, dirty)
-             SELECT id, record, product, source, $6, embedded, true
-             FROM unnest($1::text[], $2::text[], $3::text[], $4::smallint[], $5::bytea[])
-                 new (id, record, product, source, embedded)
+            "INSERT INTO millrace.passages (id, record, product, source, given, embedded, answer, dirty)
+             SELECT id, record, product, source, $7, embedded, answer, true
+             FROM unnest($1::text[], $2::text[], $3::text[], $4::smallint[], $5::bytea[], $6::bytea[])
+                 new (id, record, product, source, embedded, answer)
              ON CONFLICT (id) DO UPDATE SET record = excluded.record, product = excluded.product,
-                 source = excluded.source, given = excluded.given, embedded = excluded.embedded, dirty = true
+                 source = excluded.source, given = excluded.given, embedded = excluded.embedded,
+                 answer = excluded.answer, dirty = true
              WHERE passages.record <> excluded.record",
-            &[&ids, &records, &products, &sources, &embedded, &given],
+            &[&ids, &records, &products, &sources, &embedded, &answers, &given],
         )?;
         Ok(())
     }
@@ -402,12 +405,14 @@ impl Session {
         self.batch(&format!(
             "DELETE FROM millrace.embeddings e
              WHERE NOT EXISTS (SELECT FROM millrace.products d WHERE d.embedded = e.text)
-             AND NOT EXISTS (SELECT FROM millrace.passages d WHERE d.embedded = e.text AND {wanted});
+             AND NOT EXISTS (SELECT FROM millrace.passages d WHERE d.embedded = e.text AND {wanted})
+             AND NOT EXISTS (SELECT FROM millrace.passages d WHERE d.answer = e.text);
              CREATE TEMP TABLE missing ON COMMIT DROP AS
-             SELECT record, product, row_number() OVER (ORDER BY length(record), embedded) AS number FROM (
-                 SELECT DISTINCT ON (embedded) embedded, record, product FROM (
-                     SELECT d.embedded, d.record, true AS product FROM millrace.products d
-                     UNION ALL SELECT d.embedded, d.record, false FROM millrace.passages d WHERE {wanted}
+             SELECT record, part, row_number() OVER (ORDER BY length(record), embedded) AS number FROM (
+                 SELECT DISTINCT ON (embedded) embedded, record, part FROM (
+                     SELECT d.embedded, d.record, 'product' AS part FROM millrace.products d
+                     UNION ALL SELECT d.embedded, d.record, 'passage' FROM millrace.passages d WHERE {wanted}
+                     UNION ALL SELECT d.answer, d.record, 'answer' FROM millrace.passages d WHERE d.answer IS NOT NULL
                  ) every WHERE NOT EXISTS (SELECT FROM millrace.embeddings e WHERE e.text = every.embedded)
              ) lacking;
              CREATE INDEX ON missing (number)"
@@ -415,12 +420,13 @@ impl Session {
         let total: i64 = self.rows("SELECT count(*) FROM missing", &[])?.first().map_or(0, |row| row.get(0));
         for done in (0..total).step_by(EMBED_BATCH as usize) {
             progress(Progress::Embedding(done as u64, total as u64));
-            let sql = "SELECT record, product FROM missing WHERE number > $1 AND number <= $2";
+            let sql = "SELECT record, part FROM missing WHERE number > $1 AND number <= $2";
             let mut texts = Vec::new();
             for row in self.rows(sql, &[&done, &(done + EMBED_BATCH)])? {
                 texts.push(match row.get(1) {
-                    true => passages::product_text(&self.parse(row.get(0))?),
-                    false => passages::embedded_text(&self.parse(row.get(0))?),
+                    "product" => passages::product_text(&self.parse(row.get(0))?),
+                    "passage" => passages::embedded_text(&self.parse(row.get(0))?),
+                    _ => passages::answer_text(&self.parse(row.get(0))?).unwrap_or_default().to_owned(),
                 });
             }
             let vectors = encoder.embed(&texts.iter().map(String::as_str).collect::<Vec<_>>())?;

@@ -24,9 +24,9 @@ impl Table {
         Table { dim, rows: Vec::new(), row_of: Vec::new(), known: FxHashMap::default() }
     }
 
-    /// The next document, by its text.
-    pub(super) fn push(&mut self, text: &str, vectors: &Vectors) {
-        let row = (self.dim > 0).then(|| key(text)).and_then(|key| {
+    /// The next document, by its text; `None` where it has none.
+    pub(super) fn push(&mut self, text: Option<&str>, vectors: &Vectors) {
+        let row = text.filter(|_| self.dim > 0).map(key).and_then(|key| {
             if let Some(row) = self.known.get(&key) {
                 return Some(*row);
             }
@@ -51,16 +51,19 @@ impl Table {
                 let score = |document: u32| Some(scores[self.row_of[document as usize]? as usize]);
                 top(0..self.row_of.len() as u32, score, limit)
             }
-            Some(allowed) => {
-                let score = |document: u32| {
-                    let row = self.row_of[document as usize]? as usize;
-                    let mut score = [0.0];
-                    dots(query, &self.rows[row * self.dim..][..self.dim], &mut score);
-                    Some(score[0])
-                };
-                top(allowed.iter().copied(), score, limit)
-            }
+            Some(allowed) => top(allowed.iter().copied(), |document| self.similarity(query, document), limit),
         }
+    }
+
+    /// How near a document is to the query; `None` where either has no vector of this table's kind.
+    pub(super) fn similarity(&self, query: &[f32], document: u32) -> Option<f32> {
+        let row = self.row_of[document as usize]? as usize;
+        if query.len() != self.dim {
+            return None;
+        }
+        let mut score = [0.0];
+        dots(query, &self.rows[row * self.dim..][..self.dim], &mut score);
+        Some(score[0])
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Two lists are made, of at most `DEPTH` each: by words and by meaning. They are fused by reciprocal ranks (Cormack,
 //! Clarke and Büttcher 2009), which needs no common scale of scores; equal ones go by id, so an answer never changes
-//! without a cause.
+//! without a cause. Of passages, the first of the fused list are then put in the order of [`rank`].
 
 mod lists;
+pub(crate) mod rank;
+pub(crate) mod signals;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +26,8 @@ use crate::embed::Embed;
 pub(crate) use lists::RRF_K;
 pub(crate) use lists::fuse;
 use lists::{Table, top};
+use rank::{Candidate, RANKED, all_signals};
+pub use signals::{NAMES as SIGNALS, Signals};
 
 /// Passages of a group that a probe looks at.
 pub(crate) const MOST_PROBED: usize = 512;
@@ -47,6 +51,8 @@ struct Inner {
     passage_words: Lexical,
     product_vectors: Table,
     passage_vectors: Table,
+    /// Of passages without their titles, where those are texts of their own.
+    answer_vectors: Table,
     encoder: Option<Arc<dyn Embed>>,
 }
 
@@ -87,16 +93,18 @@ impl EmbeddedIndex {
         let mut product_vectors = Table::new(vectors.dim);
         for product in &products {
             product_words.add(&fields::of_product(product).each_ref().map(String::as_str));
-            product_vectors.push(&passages::product_text(product), &vectors);
+            product_vectors.push(Some(&passages::product_text(product)), &vectors);
         }
         let mut passage_words = lexical::Builder::new(&fields::PASSAGE);
         let mut passage_vectors = Table::new(vectors.dim);
+        let mut answer_vectors = Table::new(vectors.dim);
         let (mut owners, mut owned) = (Vec::new(), vec![Vec::new(); products.len()]);
         for (i, passage) in all.values().enumerate() {
             let owner = passage.product.as_deref().and_then(|id| number.get(id).copied());
             let title = owner.map_or("", |owner| products[owner as usize].title.as_str());
             passage_words.add(&fields::of_passage(passage, title));
-            passage_vectors.push(&passages::embedded_text(passage), &vectors);
+            passage_vectors.push(Some(&passages::embedded_text(passage)), &vectors);
+            answer_vectors.push(passages::answer_text(passage), &vectors);
             if let Some(owner) = owner {
                 owned[owner as usize].push(i as u32);
             }
@@ -112,6 +120,7 @@ impl EmbeddedIndex {
             owned,
             product_vectors,
             passage_vectors,
+            answer_vectors,
             encoder,
         })))
     }
@@ -213,49 +222,85 @@ impl Inner {
         Ok(Group::OF_PRODUCTS.into_iter().map(probe).collect())
     }
 
-    /// The lists by words and by meaning, fused.
-    fn rank(
-        &self,
-        query: &str,
-        words: &Lexical,
-        vectors: &Table,
-        allowed: Option<&[u32]>,
-        limit: usize,
-    ) -> Result<Vec<(u32, f32)>, RetrieveError> {
-        let scores = words.scores(query);
-        let count = scores.len() as u32;
-        let every = || allowed.map_or_else(|| (0..count).collect(), <[u32]>::to_vec);
-        if query.trim().is_empty() {
-            return Ok(every().into_iter().take(limit).map(|document| (document, 0.0)).collect());
-        }
-        let found = |document: u32| Some(scores[document as usize]).filter(|score| *score > 0.0);
-        let by_words = match allowed {
-            Some(allowed) => top(allowed.iter().copied(), found, DEPTH.max(limit)),
-            None => top(0..count, found, DEPTH.max(limit)),
+    /// The vector of a query, where meaning is searched and anything is asked.
+    fn embed(&self, query: &str) -> Result<Option<Vec<f32>>, RetrieveError> {
+        let Some(encoder) = self.encoder.as_ref().filter(|_| !query.trim().is_empty()) else {
+            return Ok(None);
         };
-        let mut lists = vec![by_words];
-        if let Some(encoder) = &self.encoder {
-            let embedded =
-                encoder.embed(&[query]).map_err(|error| RetrieveError::Index(error.to_string()))?;
-            if let Some(vector) = embedded.first() {
-                lists.push(vectors.nearest(vector, allowed, DEPTH.max(limit)));
-            }
-        }
-        Ok(fuse(&lists, limit))
+        let embedded = encoder.embed(&[query]).map_err(|error| RetrieveError::Index(error.to_string()))?;
+        Ok(embedded.into_iter().next())
     }
+
+    /// The passages that the lists found, the first of them fused.
+    fn candidates(&self, request: &RetrieveRequest) -> Result<Vec<Candidate>, RetrieveError> {
+        let allowed = self.allowed(&request.filters);
+        let vector = self.embed(&request.query)?;
+        let scores = self.passage_words.scores(&request.query);
+        let found = fused(
+            &scores,
+            vector.as_deref().map(|vector| (vector, &self.passage_vectors)),
+            allowed.as_deref(),
+            request.limit.max(RANKED),
+        );
+        let candidate = |(passage, _): (u32, f32)| {
+            let near = |table: &Table| table.similarity(vector.as_deref()?, passage);
+            Candidate {
+                passage: self.passages[passage as usize].clone(),
+                words: scores[passage as usize],
+                meaning: near(&self.passage_vectors),
+                answer: near(&self.answer_vectors),
+            }
+        };
+        Ok(found.into_iter().map(candidate).collect())
+    }
+}
+
+/// The lists by words and by meaning, fused.
+fn fused(
+    scores: &[f32],
+    meaning: Option<(&[f32], &Table)>,
+    allowed: Option<&[u32]>,
+    limit: usize,
+) -> Vec<(u32, f32)> {
+    let depth = DEPTH.max(limit);
+    let found = |document: u32| Some(scores[document as usize]).filter(|score| *score > 0.0);
+    let by_words = match allowed {
+        Some(allowed) => top(allowed.iter().copied(), found, depth),
+        None => top(0..scores.len() as u32, found, depth),
+    };
+    let mut lists = vec![by_words];
+    lists.extend(meaning.map(|(vector, table)| table.nearest(vector, allowed, depth)));
+    fuse(&lists, limit)
+}
+
+/// What is answered when nothing is asked: documents in their order.
+fn unasked(allowed: Option<&[u32]>, count: usize, limit: usize) -> Vec<u32> {
+    allowed.map_or_else(
+        || (0..count as u32).take(limit).collect(),
+        |all| all.iter().copied().take(limit).collect(),
+    )
 }
 
 impl Retrieve for EmbeddedIndex {
     fn retrieve(&self, request: RetrieveRequest) -> RetrieveResult<'_, Retrieval> {
         self.blocking(move |inner| {
-            let allowed = inner.allowed(&request.filters);
-            let (words, vectors) = (&inner.passage_words, &inner.passage_vectors);
-            let ranked = inner.rank(&request.query, words, vectors, allowed.as_deref(), request.limit)?;
-            let evidence = ranked.into_iter().map(|(passage, score)| Evidence {
-                passage: inner.passages[passage as usize].clone(),
-                score,
-            });
-            Ok(Retrieval { evidence: evidence.collect() })
+            if request.query.trim().is_empty() {
+                let allowed = inner.allowed(&request.filters);
+                let found = unasked(allowed.as_deref(), inner.passages.len(), request.limit).into_iter();
+                let evidence =
+                    found.map(|at| Evidence { passage: inner.passages[at as usize].clone(), score: 0.0 });
+                return Ok(Retrieval { evidence: evidence.collect() });
+            }
+            let candidates = inner.candidates(&request)?;
+            Ok(Retrieval { evidence: rank::rank(&request.query, candidates, request.limit) })
+        })
+    }
+
+    fn signals(&self, request: RetrieveRequest) -> RetrieveResult<'_, Vec<(Arc<Passage>, Signals)>> {
+        self.blocking(move |inner| {
+            let candidates = inner.candidates(&request)?;
+            let signals = all_signals(&request.query, &candidates);
+            Ok(candidates.into_iter().map(|candidate| candidate.passage).zip(signals).collect())
         })
     }
 
@@ -265,9 +310,17 @@ impl Retrieve for EmbeddedIndex {
                 let numbers = (0..passing.len() as u32).filter(|number| passing[*number as usize]);
                 numbers.collect::<Vec<u32>>()
             });
-            let (words, vectors) = (&inner.product_words, &inner.product_vectors);
-            let ranked = inner.rank(&request.query, words, vectors, allowed.as_deref(), request.limit)?;
-            Ok(ranked
+            let allowed = allowed.as_deref();
+            let found = if request.query.trim().is_empty() {
+                let unasked = unasked(allowed, inner.products.len(), request.limit);
+                unasked.into_iter().map(|product| (product, 0.0)).collect()
+            } else {
+                let vector = inner.embed(&request.query)?;
+                let scores = inner.product_words.scores(&request.query);
+                let meaning = vector.as_deref().map(|vector| (vector, &inner.product_vectors));
+                fused(&scores, meaning, allowed, request.limit)
+            };
+            Ok(found
                 .into_iter()
                 .map(|(product, score)| (inner.products[product as usize].clone(), score))
                 .collect())
