@@ -1,5 +1,6 @@
 """What the eval scripts share: an index built and asked by the commands that users have, and some arithmetic."""
 import argparse
+import atexit
 import json
 import math
 import os
@@ -23,6 +24,11 @@ def arguments(doc, data):
     parser.add_argument("--words-only", action="store_true", help="search words, not meaning")
     parser.add_argument("--index", help="keep the index here, and only update it where it is there")
     args = parser.parse_args()
+    if not args.index:
+        # One for the whole run: what is built later is an update of what was built before.
+        folder = tempfile.TemporaryDirectory(prefix="millrace-eval-")
+        atexit.register(folder.cleanup)
+        args.index = folder.name
     if not args.binary:
         subprocess.run(["cargo", "build", "--release", "--quiet"], cwd=ROOT, check=True)
         args.binary = os.path.join(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"), "release", "millrace")
@@ -37,7 +43,7 @@ def model(args):
 
 def build(args, **files):
     """Writes each keyword's records to a file and indexes them under the flag of its name."""
-    folder = Path(args.index or tempfile.mkdtemp(prefix="millrace-eval-"))
+    folder = Path(args.index)
     folder.mkdir(parents=True, exist_ok=True)
     command = [args.binary, "index", "--output", str(folder / "index"), *model(args)]
     for flag, records in files.items():
