@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(of("How wide is it?", &answer)("unit_measure"), 1.0);
 
         let review = passage(Source::Review, None, "Works great, but will it last 3 winters?");
-        let open = of("what is it made of", &review);
+        let open = of("what colour", &review);
         assert_eq!((open("review"), open("praise"), open("asks"), open("number")), (1.0, 1.0, 1.0, 1.0));
         assert_eq!((open("praise_closed"), open("length") - open("answer_length")), (0.0, 0.0));
     }
