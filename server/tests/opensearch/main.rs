@@ -5,7 +5,6 @@ mod double;
 #[path = "../shop/mod.rs"]
 mod shop;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -91,19 +90,10 @@ fn compare(cluster: &Cluster, encoder: Option<Arc<dyn Embed>>) {
         if here == there {
             continue;
         }
-        // Passages are ranked further here, and not there: of all that is found, the same is found.
-        if question.starts_with("passages: ") && !question.contains("query: \"\"") {
-            assert_eq!(here.len(), there.len(), "{question}");
-            if question.ends_with("limit: 1000 }") {
-                let ids =
-                    |found: &[(String, u32)]| found.iter().map(|(id, _)| id.clone()).collect::<BTreeSet<_>>();
-                assert_eq!(ids(here), ids(there), "{question}");
-            }
-            continue;
-        }
         // Frequencies are rounded in the index and sums taken in another order, so two documents whose scores agree to
-        // six digits or so may change places, now and then.
-        other += 1;
+        // six digits or so may change places, now and then. Scores of passages have such a sum in them.
+        let ids = |found: &[(String, u32)]| found.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>();
+        other += usize::from(ids(here) != ids(there));
         let score = |bits: &u32| f32::from_bits(*bits);
         let near = here.iter().zip(there).all(|((_, a), (_, b))| (score(a) - score(b)).abs() < 3e-4);
         assert!(near && here.len() == there.len(), "{question}:\n{here:?}\n{there:?}");

@@ -3,9 +3,8 @@
 //! A version is an index of its own, `NAME-v000002-…`; the alias `NAME` points to the one in force, and moving it is the
 //! one step by which an update is seen ([`update`]). Answers are those of the embedded index as far as the cluster's own
 //! means go: words by the same BM25F, whose frequencies are put into the index ([`schema`]); meaning by k-NN over HNSW
-//! graphs, which may miss a neighbour where the embedded index scans exactly; both fused here ([`query`]). Passages are
-//! left in that order: what `retrieve::rank` weighs besides, the answer's own vector and both scores of each, is not
-//! fetched.
+//! graphs, which may miss a neighbour where the embedded index scans exactly; both fused here ([`query`]). The
+//! passages found are then ranked by the code of the embedded index (`retrieve::rank`).
 //!
 //! It is tested against a double that holds to OpenSearch's documentation, never yet against a cluster.
 
@@ -25,7 +24,8 @@ use ureq::http::Method;
 
 use super::index::IndexError;
 use super::index::lexical::query_terms;
-use super::retrieve::DEPTH;
+use super::retrieve::rank::{Candidate, RANKED, all_signals, rank};
+use super::retrieve::{DEPTH, Signals};
 use super::source::{
     Evidence, Filters, Passage, Product, Retrieval, Retrieve, RetrieveError, RetrieveRequest, RetrieveResult,
     Source,
@@ -128,30 +128,25 @@ impl OpenSearchIndex {
         Ok(OpenSearchIndex(inner))
     }
 
-    /// The best by words and meaning, with their scores.
-    async fn search<T: DeserializeOwned>(
+    /// The best by words and meaning.
+    async fn search(
         &self,
         of: Searched,
-        request: RetrieveRequest,
-    ) -> Result<Vec<(Arc<T>, f32)>, RetrieveError> {
-        let RetrieveRequest { query, filters, limit } = request;
-        if limit == 0 {
-            return Ok(Vec::new());
-        }
-        let conditions = conditions(of, &filters);
+        query: &str,
+        filters: &Filters,
+        limit: usize,
+    ) -> Result<Search, RetrieveError> {
+        let conditions = conditions(of, filters);
         let server = &self.0.server;
-        if query.trim().is_empty() {
-            let found = self.list(&conditions, limit).await?;
-            return Ok(found.into_iter().map(|record| (Arc::new(record), 0.0)).collect());
-        }
         let depth = DEPTH.max(limit);
-        let mut searches = Vec::new();
-        searches.extend(by_words(of, &conditions, &query_terms(&query), depth));
-        if let Some(vector) = self.0.embed(query).await? {
-            searches.push(by_meaning(of, &conditions, &vector, depth));
-        }
+        let words = by_words(of, &conditions, &query_terms(query), depth);
+        let has_words = words.is_some();
+        let mut searches: Vec<_> = words.into_iter().collect();
+        let vector = self.0.embed(query.to_owned()).await?;
+        searches.extend(vector.as_ref().map(|vector| by_meaning(of, &conditions, vector, depth)));
+        let mut found = Search { names: Vec::new(), words: FxHashMap::default(), vector };
         if searches.is_empty() {
-            return Ok(Vec::new());
+            return Ok(found);
         }
         let mut lines = String::new();
         for (mut header, body) in searches {
@@ -163,10 +158,38 @@ impl OpenSearchIndex {
         let answer = server.ask(Method::POST, path, Some((Body::Lines, lines.into_bytes()))).await?;
         let responses = answer["responses"].as_array().ok_or_else(|| server.unavailable("no responses"))?;
         let lists: Result<Vec<&Vec<Value>>, String> = responses.iter().map(hits).collect();
-        let fused = lists.and_then(|lists| fused(&lists, limit)).map_err(|why| server.unavailable(why))?;
-        let names: Vec<String> = fused.iter().map(|(name, _)| name.clone()).collect();
-        let mut records: FxHashMap<String, Arc<T>> = self.records(names).await?;
-        Ok(fused.iter().filter_map(|(name, score)| Some((records.remove(name)?, *score))).collect())
+        let lists = lists.map_err(|why| server.unavailable(why))?;
+        for hit in lists.first().filter(|_| has_words).into_iter().flat_map(|list| list.iter()) {
+            if let (Some(name), Some(score)) = (hit["_id"].as_str(), hit["sort"][0].as_f64()) {
+                found.words.insert(name.to_owned(), score as f32);
+            }
+        }
+        found.names = fused(&lists, limit).map_err(|why| server.unavailable(why))?;
+        Ok(found)
+    }
+
+    /// The passages that the lists found, the first of them fused.
+    async fn candidates(&self, request: &RetrieveRequest) -> Result<Vec<Candidate>, RetrieveError> {
+        let RetrieveRequest { query, filters, limit } = request;
+        let found = self.search(Searched::Passage, query, filters, (*limit).max(RANKED)).await?;
+        let names: Vec<String> = found.names.iter().map(|(name, _)| name.clone()).collect();
+        let parts = format!("record,answer,{}", Searched::Passage.vector());
+        let documents = self.documents(names, &parts).await?;
+        let near = |vector: &Value| {
+            let (asked, vector) = (found.vector.as_ref()?, vector.as_array()?);
+            let products = asked.iter().zip(vector).map(|(a, b)| Some(a * b.as_f64()? as f32));
+            products.sum::<Option<f32>>().filter(|_| asked.len() == vector.len())
+        };
+        let candidates = found.names.iter().filter_map(|(name, _)| Some((name, documents.get(name)?)));
+        let candidate = |(name, document): (&String, &Value)| {
+            Ok(Candidate {
+                passage: Arc::new(self.0.read(&document["record"])?),
+                words: found.words.get(name).copied().unwrap_or_default(),
+                meaning: near(&document[Searched::Passage.vector()]),
+                answer: near(&document["answer"]["vector"]),
+            })
+        };
+        candidates.map(candidate).collect()
     }
 
     /// Records by the names of their documents. What is gone since is left out.
@@ -174,13 +197,25 @@ impl OpenSearchIndex {
         &self,
         names: Vec<String>,
     ) -> Result<FxHashMap<String, Arc<T>>, RetrieveError> {
+        let documents = self.documents(names, "record").await?;
+        let record =
+            |(name, document): (String, Value)| Ok((name, Arc::new(self.0.read(&document["record"])?)));
+        documents.into_iter().map(record).collect()
+    }
+
+    /// Parts of documents by their names, the record among them. What is gone since is left out.
+    async fn documents(
+        &self,
+        names: Vec<String>,
+        parts: &str,
+    ) -> Result<FxHashMap<String, Value>, RetrieveError> {
         let server = &self.0.server;
         let mut found = FxHashMap::default();
         for names in names.chunks(PAGE) {
-            let path = format!("{}/_mget?_source_includes=record", server.address.name);
+            let path = format!("{}/_mget?_source_includes={parts}", server.address.name);
             let body = json!({ "ids": names }).to_string().into_bytes();
-            let answer = server.ask(Method::POST, path, Some((Body::Json, body))).await?;
-            let documents = answer["docs"].as_array().ok_or_else(|| server.unavailable("no docs"))?;
+            let mut answer = server.ask(Method::POST, path, Some((Body::Json, body))).await?;
+            let documents = answer["docs"].as_array_mut().ok_or_else(|| server.unavailable("no docs"))?;
             for document in documents {
                 if document["error"].is_object() {
                     return Err(server.unavailable(client::cause(&document["error"])));
@@ -188,7 +223,12 @@ impl OpenSearchIndex {
                 let Some(name) = document["_id"].as_str().filter(|_| document["found"] == true) else {
                     continue;
                 };
-                found.insert(name.to_owned(), Arc::new(self.0.read(&document["_source"]["record"])?));
+                let name = name.to_owned();
+                let source = document["_source"].take();
+                if !source["record"].is_object() {
+                    return Err(server.unavailable("a bad record: there is none"));
+                }
+                found.insert(name, source);
             }
         }
         Ok(found)
@@ -218,6 +258,15 @@ impl OpenSearchIndex {
         }
         Ok(records)
     }
+}
+
+/// What a search found.
+struct Search {
+    /// Names of documents with their scores, the best first.
+    names: Vec<(String, f32)>,
+    /// Scores by words, of those that have any.
+    words: FxHashMap<String, f32>,
+    vector: Option<Vec<f32>>,
 }
 
 impl Inner {
@@ -271,14 +320,47 @@ async fn watch(index: Weak<Inner>) {
 impl Retrieve for OpenSearchIndex {
     fn retrieve(&self, request: RetrieveRequest) -> RetrieveResult<'_, Retrieval> {
         Box::pin(async move {
-            let found = self.search::<Passage>(Searched::Passage, request).await?;
-            let evidence = found.into_iter().map(|(passage, score)| Evidence { passage, score });
-            Ok(Retrieval { evidence: evidence.collect() })
+            let RetrieveRequest { query, filters, limit } = &request;
+            if *limit == 0 {
+                return Ok(Retrieval::default());
+            }
+            if query.trim().is_empty() {
+                let found = self.list(&conditions(Searched::Passage, filters), *limit).await?;
+                let evidence =
+                    found.into_iter().map(|passage| Evidence { passage: Arc::new(passage), score: 0.0 });
+                return Ok(Retrieval { evidence: evidence.collect() });
+            }
+            let candidates = self.candidates(&request).await?;
+            Ok(Retrieval { evidence: rank(query, candidates, *limit) })
+        })
+    }
+
+    fn signals(&self, request: RetrieveRequest) -> RetrieveResult<'_, Vec<(Arc<Passage>, Signals)>> {
+        Box::pin(async move {
+            if request.query.trim().is_empty() {
+                return Ok(Vec::new());
+            }
+            let candidates = self.candidates(&request).await?;
+            let signals = all_signals(&request.query, &candidates);
+            Ok(candidates.into_iter().map(|candidate| candidate.passage).zip(signals).collect())
         })
     }
 
     fn search_products(&self, request: RetrieveRequest) -> RetrieveResult<'_, Vec<(Arc<Product>, f32)>> {
-        Box::pin(self.search(Searched::Product, request))
+        Box::pin(async move {
+            let RetrieveRequest { query, filters, limit } = &request;
+            if *limit == 0 {
+                return Ok(Vec::new());
+            }
+            if query.trim().is_empty() {
+                let found = self.list(&conditions(Searched::Product, filters), *limit).await?;
+                return Ok(found.into_iter().map(|product| (Arc::new(product), 0.0)).collect());
+            }
+            let found = self.search(Searched::Product, query, filters, *limit).await?.names;
+            let names: Vec<String> = found.iter().map(|(name, _)| name.clone()).collect();
+            let mut records = self.records(names).await?;
+            Ok(found.iter().filter_map(|(name, score)| Some((records.remove(name)?, *score))).collect())
+        })
     }
 
     fn products(&self, ids: Vec<String>) -> RetrieveResult<'_, Vec<Arc<Product>>> {

@@ -18,7 +18,7 @@ use crate::assistant::source::{Passage, Product, Source};
 
 /// Changes with the mapping, and with whatever is computed when a record is written: the terms of a text, the fields of
 /// a document, the passages of a product.
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
 /// A frequency of one, in the index.
 const SCALE: f32 = 65536.0;
 /// Bytes of a text that is compared or sorted by; OpenSearch takes 32,766.
@@ -130,6 +130,8 @@ pub(super) fn create(meta: &Meta, address: &Address) -> Value {
         "price_min": { "type": "long" },
         "price_max": { "type": "long" },
         "record": { "type": "object", "enabled": false },
+        // Read with a passage that was found, never searched.
+        "answer": { "type": "object", "enabled": false },
         Searched::Product.words(): words,
         Searched::Passage.words(): words,
     });
@@ -231,6 +233,14 @@ pub(super) struct Document<'a> {
     product_vector: Option<&'a [f32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     passage_vector: Option<&'a [f32]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<Answer<'a>>,
+}
+
+/// Of a passage without its title, where that is a text of its own.
+#[derive(Serialize)]
+struct Answer<'a> {
+    vector: &'a [f32],
 }
 
 #[derive(Serialize)]
@@ -257,6 +267,7 @@ impl<'a> Document<'a> {
             passage_words: None,
             product_vector: vector,
             passage_vector: None,
+            answer: None,
         }
     }
 
@@ -267,6 +278,7 @@ impl<'a> Document<'a> {
         given: bool,
         words: String,
         vector: Option<&'a [f32]>,
+        answer: Option<&'a [f32]>,
     ) -> Self {
         let of_product = product.map(|product| Document::of_product(product, String::new(), None));
         Document {
@@ -279,6 +291,7 @@ impl<'a> Document<'a> {
             passage_words: Some(words),
             product_vector: None,
             passage_vector: vector,
+            answer: answer.map(|vector| Answer { vector }),
             ..of_product.unwrap_or(Document {
                 kind: Searched::Passage,
                 id: String::new(),
@@ -294,6 +307,7 @@ impl<'a> Document<'a> {
                 passage_words: None,
                 product_vector: None,
                 passage_vector: None,
+                answer: None,
             })
         }
     }

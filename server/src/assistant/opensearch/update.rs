@@ -93,7 +93,7 @@ fn read(server: &Server, index: &str, meta: &Meta) -> Result<Contents, IndexErro
     for of in [Searched::Product, Searched::Passage] {
         let mut after = None::<Value>;
         loop {
-            let source = json!(["record", "given", of.vector()]);
+            let source = json!(["record", "given", "answer", of.vector()]);
             let body = super::listed(&[term("kind", of.name())], PAGE, source, after.as_ref()).to_string();
             let path = format!("{index}/_search");
             let answer = server.call(Method::POST, &path, Some((Body::Json, body.into_bytes())))?;
@@ -114,26 +114,28 @@ fn read(server: &Server, index: &str, meta: &Meta) -> Result<Contents, IndexErro
 fn take(contents: &mut Contents, of: Searched, document: &Value) -> Result<(), String> {
     let bad = |error: serde_json::Error| format!("a bad record: {error}");
     let record = document["record"].clone();
-    let text = match of {
+    let mut vector = |text: &str, vector: &Value| {
+        let Some(vector) = vector.as_array() else { return };
+        let vector: Vec<f32> = vector.iter().filter_map(Value::as_f64).map(|x| x as f32).collect();
+        if vector.len() == contents.vectors.dim {
+            contents.vectors.by_text.insert(key(text), vector);
+        }
+    };
+    match of {
         Searched::Product => {
             let product: Product = serde_json::from_value(record).map_err(bad)?;
-            let text = passages::product_text(&product);
+            vector(&passages::product_text(&product), &document[of.vector()]);
             contents.products.insert(product.id.clone(), product);
-            text
         }
         Searched::Passage => {
             let passage: Passage = serde_json::from_value(record).map_err(bad)?;
-            let text = passages::embedded_text(&passage);
+            vector(&passages::embedded_text(&passage), &document[of.vector()]);
+            if let Some(answer) = passages::answer_text(&passage) {
+                vector(answer, &document["answer"]["vector"]);
+            }
             if document["given"] == true {
                 contents.passages.insert(passage.id.clone(), passage);
             }
-            text
-        }
-    };
-    if let Some(vector) = document[of.vector()].as_array() {
-        let vector: Vec<f32> = vector.iter().filter_map(Value::as_f64).map(|x| x as f32).collect();
-        if vector.len() == contents.vectors.dim {
-            contents.vectors.by_text.insert(key(&text), vector);
         }
     }
     Ok(())
@@ -195,8 +197,9 @@ fn upload(
         for (passage, given) in &said {
             let words =
                 passage_words.weigh(&stemmer, weights(Searched::Passage), &of_passage(passage, product));
+            let answer = passages::answer_text(passage).and_then(vector);
             let vector = vector(&passages::embedded_text(passage));
-            let document = Document::of_passage(passage, product, *given, words, vector);
+            let document = Document::of_passage(passage, product, *given, words, vector, answer);
             bulk.add(Searched::Passage, &passage.id, &document)?;
         }
         progress(Progress::Writing(bulk.sent, total));
