@@ -40,8 +40,8 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     check_bind(address, !api_keys.is_empty(), args.allow_unauthenticated).context(
         "refusing to listen (--api-key-file gives a key, --allow-unauthenticated opens the server to everybody)",
     )?;
-    let setup = Setup::read(args)?;
     let feedback = feedback(args)?;
+    let setup = Setup::read(args, feedback.as_deref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let engine = runtime.block_on(listen(args, address, api_keys, setup, feedback.clone()));
     if let Some(feedback) = feedback {
@@ -146,12 +146,13 @@ fn feedback(args: &ServeArgs) -> anyhow::Result<Option<Arc<Feedback>>> {
 struct Setup {
     config: AssistantConfig,
     threads: usize,
+    /// Makes marks around evidence unpredictable.
     key: [u8; 32],
 }
 
 impl Setup {
     /// Reads the configuration. Flags go before what it says; its paths start from the folder it lies in.
-    fn read(args: &ServeArgs) -> anyhow::Result<Setup> {
+    fn read(args: &ServeArgs, feedback: Option<&Feedback>) -> anyhow::Result<Setup> {
         let mut config = match &args.assistant_config {
             None => AssistantConfig::default(),
             Some(path) => {
@@ -172,10 +173,17 @@ impl Setup {
             Some(threads) => bail!("--embedding-threads is {threads}; it must lie between 1 and 1024"),
             None => std::thread::available_parallelism().map_or(1, usize::from).div_ceil(4),
         };
-        let mut key = [0; 32];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut random| random.read_exact(&mut key))
-            .context("cannot read random bytes")?;
+        let key = match feedback {
+            // The same prompt for the same evidence after a restart too, so that answers to it can be compared.
+            Some(feedback) => feedback.key().derive("evidence"),
+            None => {
+                let mut key = [0; 32];
+                std::fs::File::open("/dev/urandom")
+                    .and_then(|mut random| random.read_exact(&mut key))
+                    .context("cannot read random bytes")?;
+                key
+            }
+        };
         Ok(Setup { config, threads, key })
     }
 

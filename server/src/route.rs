@@ -68,6 +68,12 @@ fn find<'a>(method: &Method, path: &'a str) -> Result<Route<'a>, ApiError> {
     if allowed { Ok(route) } else { Err(ApiError::method(allow)) }
 }
 
+/// What identifies the shopper to the store.
+fn shopper(headers: &HeaderMap) -> Option<Shopper> {
+    let token = headers.get("x-shopper-token")?.to_str().ok()?;
+    Some(Shopper(token.to_owned()))
+}
+
 /// The session in the path of its stream.
 fn session_of(path: &str) -> Option<&str> {
     let session = path.strip_prefix("/v1/assist/")?.strip_suffix("/stream")?;
@@ -156,15 +162,13 @@ async fn answer(
         }
         Route::Assist => {
             service.ready()?;
-            let shopper = headers.get("x-shopper-token").and_then(|v| v.to_str().ok());
-            let shopper = shopper.map(|token| Shopper(token.to_owned()));
-            assist::assist(service, read(body).await?, tenant, shopper).await
+            assist::assist(service, read(body).await?, tenant, shopper(headers)).await
         }
         Route::AssistStream(session) => {
             // Until the model is there nothing has been answered, and the assistant itself may still be on its way.
             service.loaded()?;
             let last = headers.get("last-event-id").and_then(|v| v.to_str().ok());
-            Ok(assist::resume(service, session, &tenant, last))
+            Ok(assist::resume(service, session, &tenant, shopper(headers).as_ref(), last))
         }
         Route::Feedback if head.method == Method::PUT => {
             feedback::vote(service, headers, body, &tenant).await

@@ -175,14 +175,9 @@ impl Service {
         let (service, key) = (Arc::downgrade(self), feedback.key().clone());
         feedback.on_forget(move |sessions| {
             let Some(service) = service.upgrade() else { return };
-            let tenants = service.config.api_keys.len() > 1;
             // It may not have come yet.
             let Some(assistant) = service.assistant.get() else { return };
-            assistant.forget(|session_key| {
-                let session =
-                    session_key.split_once('/').filter(|_| tenants).map_or(session_key, |(_, id)| id);
-                sessions.contains(&key.hash("session", session))
-            });
+            assistant.forget(|session| sessions.contains(&key.hash("session", session)));
         });
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
-use super::amounts::Amounts;
+use super::amounts::{Amounts, Notes};
 use super::cards::Draft;
 use super::directive::{AllowedHosts, Directive, Parser, Piece};
 use super::event::{Card, CardBody, Citation, Event, State};
@@ -53,6 +53,8 @@ pub struct Desk {
     pub closing: Option<Directive>,
     /// Shown at the end.
     pub suggestions: Vec<String>,
+    /// What stands in the text for prices and stock levels, which cards show.
+    pub notes: Notes,
 }
 
 /// What became of an answer.
@@ -72,6 +74,8 @@ pub struct Summary {
     pub links_dropped: u32,
     /// Amounts of money, which are not for the model to write.
     pub amounts_dropped: u32,
+    /// Stock levels and days of delivery, which are not either.
+    pub availability_dropped: u32,
     /// Data that was asked for cards, by source and by what came: `fresh`, `stale`, or the code of an error.
     pub lookups: BTreeMap<(String, &'static str), u64>,
     /// Cards by the state they ended in: ready, stale, unavailable.
@@ -103,7 +107,7 @@ where
         owners: HashMap::new(),
         summary: Summary::default(),
         shown: Shown::default(),
-        amounts: Amounts::default(),
+        amounts: Amounts::new(desk.notes),
     };
     composer.prefetch();
     for directive in &desk.opening {
@@ -167,7 +171,8 @@ impl<E: FnMut(Event) + Send> Composer<'_, E> {
         self.pieces(parser.finish());
         let rest = self.amounts.finish();
         self.show(rest);
-        self.summary.amounts_dropped = self.amounts.dropped();
+        self.summary.amounts_dropped = self.amounts.prices_dropped();
+        self.summary.availability_dropped = self.amounts.availability_dropped();
         self.summary.dropped += parser.malformed();
         self.summary.links_dropped = parser.links_dropped();
         self.summary.sentences = self.shown.finish();

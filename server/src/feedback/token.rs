@@ -86,6 +86,12 @@ impl Key {
         hex(&self.mac(&["name", kind, text]).finalize().into_bytes()[..16])
     }
 
+    /// A key for another purpose, of this one (HMAC as in the expansion of HKDF, RFC 5869): the same at each start, and
+    /// of no use for anything else.
+    pub fn derive(&self, purpose: &str) -> [u8; 32] {
+        self.mac(&["derive", purpose]).finalize().into_bytes().into()
+    }
+
     /// A token that lets whoever has it vote on this answer until then.
     pub(crate) fn token(&self, message: &str, tenant: &str, expires: Millis) -> String {
         let expires = format!("{:x}", expires / 1000);
@@ -157,6 +163,11 @@ mod tests {
         let mode = std::fs::metadata(folder.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_ne!(key.hash("user", "a"), key.hash("session", "a"));
+        let derived = Key::open(folder.path()).unwrap().derive("evidence");
+        assert_eq!(derived, key.derive("evidence"));
+        assert!(
+            derived != key.derive("other") && derived != key.0 && derived != Key([1; 32]).derive("evidence")
+        );
         assert_eq!(key.hash("user", ""), "");
         for bad in ["", "zz", &"0".repeat(63), &"é".repeat(32)] {
             std::fs::write(folder.path().join(FILE), bad).unwrap();

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::assistant::session::Weigh;
+
 /// Bytes that are kept; where an answer has more, its oldest events go.
 const MOST_BYTES: usize = 4 << 20;
 
@@ -72,6 +74,11 @@ impl Log {
         self.written.send_modify(|written| *written += 1);
     }
 
+    /// Bytes that are kept.
+    fn bytes(&self) -> usize {
+        self.frames().bytes
+    }
+
     pub(super) fn has_ended(&self) -> bool {
         self.frames().ended
     }
@@ -94,6 +101,12 @@ impl Log {
         let next =
             number.and_then(|(_, number)| number.parse::<u64>().ok()).map_or(0, |n| n.saturating_add(1));
         Reader { log: self.clone(), next, written: self.written.subscribe() }
+    }
+}
+
+impl Weigh for Arc<Log> {
+    fn weight(&self) -> usize {
+        self.bytes()
     }
 }
 

@@ -56,7 +56,7 @@ impl Metrics {
             dropped: add(
                 r,
                 "millrace:assist_dropped",
-                "What was taken out of answers: directives, links, amounts",
+                "What was taken out of answers: directives, links, amounts, availability",
                 Family::default(),
             ),
             registry,
@@ -92,6 +92,7 @@ impl Metrics {
             ("directives", summary.dropped),
             ("links", summary.links_dropped),
             ("amounts", summary.amounts_dropped),
+            ("availability", summary.availability_dropped),
         ] {
             self.dropped.get_or_create(&[("what", what)]).inc_by(count.into());
         }

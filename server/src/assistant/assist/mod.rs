@@ -2,11 +2,15 @@
 //! events or as one JSON object. `GET /v1/assist/{session}/stream` takes up a stream that broke off.
 
 mod answer;
+mod begin;
+mod draft;
+mod intent;
 mod kept;
 mod log;
 mod metrics;
 mod request;
 mod retrieve;
+mod text;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +24,7 @@ use super::directive::AllowedHosts;
 use super::hydrate::{Connector, Policy, Role, Source};
 use super::place::Place;
 use super::prompt::MarkKey;
-use super::session::{Answer, AnswerKey, Recent, Session};
+use super::session::{Answer, AnswerKey, Recent, Session, SessionKey};
 use super::source::Retrieve;
 use log::Log;
 
@@ -77,9 +81,9 @@ pub struct Assistant {
     sources: Vec<Source>,
     allowed: AllowedHosts,
     mark_key: MarkKey,
-    sessions: Mutex<Recent<String, Session>>,
+    sessions: Mutex<Recent<SessionKey, Session>>,
     answers: Mutex<Recent<AnswerKey, Answer>>,
-    logs: Mutex<Recent<String, Arc<Log>>>,
+    logs: Mutex<Recent<SessionKey, Arc<Log>>>,
     metrics: metrics::Metrics,
 }
 
@@ -117,9 +121,9 @@ impl Assistant {
             retrieve,
             sources,
             mark_key: MarkKey::new(key),
-            sessions: Mutex::new(Recent::new(4096, hour)),
-            answers: Mutex::new(Recent::new(4096, hour)),
-            logs: Mutex::new(Recent::new(1024, minute)),
+            sessions: Mutex::new(Recent::new(4096, 64 << 20, hour)),
+            answers: Mutex::new(Recent::new(4096, 64 << 20, hour)),
+            logs: Mutex::new(Recent::new(1024, 256 << 20, minute)),
             metrics: metrics::Metrics::new(),
             config,
         })
@@ -132,12 +136,29 @@ impl Assistant {
         bare.unwrap_or_else(|_| unreachable!("no store that could be wrong"))
     }
 
-    /// Forgets conversations, by their keys. Answers that were kept for others to use all go: whose they were is not
+    /// Forgets conversations, by their ids. Answers that were kept for others to use all go: whose they were is not
     /// known.
     pub(crate) fn forget(&self, gone: impl Fn(&str) -> bool) {
-        self.sessions().retain(|key| !gone(key));
-        self.logs().retain(|key| !gone(key));
+        self.sessions().retain(|key| !gone(key.session()));
+        self.logs().retain(|key| !gone(key.session()));
         self.answers().retain(|_| false);
+    }
+
+    /// A conversation. Who signs in goes on with the one they began before, which then is theirs alone.
+    fn session(&self, key: &SessionKey) -> Option<Session> {
+        let mut sessions = self.sessions();
+        sessions.get(key).cloned().or_else(|| sessions.take(&key.guest()?))
+    }
+
+    /// The events of a conversation's last answer.
+    fn log(&self, key: &SessionKey) -> Option<Arc<Log>> {
+        let mut logs = self.logs();
+        logs.get(key).cloned().or_else(|| logs.get(&key.guest()?).cloned())
+    }
+
+    /// Whether there is a source of this role.
+    fn has(&self, role: Role) -> bool {
+        self.sources.iter().any(|source| source.role() == role)
     }
 
     /// Writes what was counted up to now in the OpenMetrics text format.
@@ -145,7 +166,7 @@ impl Assistant {
         self.metrics.encode(text);
     }
 
-    fn sessions(&self) -> MutexGuard<'_, Recent<String, Session>> {
+    fn sessions(&self) -> MutexGuard<'_, Recent<SessionKey, Session>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -153,7 +174,7 @@ impl Assistant {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn logs(&self) -> MutexGuard<'_, Recent<String, Arc<Log>>> {
+    fn logs(&self) -> MutexGuard<'_, Recent<SessionKey, Arc<Log>>> {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
