@@ -2,8 +2,8 @@
 //!
 //! A version is an index of its own, `NAME-v000002-…`; the alias `NAME` points to the one in force, and moving it is the
 //! one step by which an update is seen ([`update`]). Answers are those of the embedded index as far as the cluster's own
-//! means go: words by the same BM25F, whose frequencies are put into the index ([`schema`]); meaning by k-NN over HNSW
-//! graphs, which may miss a neighbour where the embedded index scans exactly; both fused here ([`query`]). The
+//! means go: words by the same BM25F, whose frequencies are put into the index (`schema`); meaning by k-NN over HNSW
+//! graphs, which may miss a neighbour where the embedded index scans exactly; both fused here (`query`). The
 //! passages found are then ranked by the code of the embedded index (`retrieve::rank`).
 //!
 //! It is tested against a double that holds to OpenSearch's documentation, never yet against a cluster.

@@ -2,7 +2,7 @@
 //!
 //! Two lists are made, of at most `DEPTH` each: by words and by meaning. They are fused by reciprocal ranks (Cormack,
 //! Clarke and Büttcher 2009), which needs no common scale of scores; equal ones go by id, so an answer never changes
-//! without a cause. Of passages, the first of the fused list are then put in the order of [`rank`].
+//! without a cause. Of passages, the first of the fused list are then put in the order of `rank`.
 
 mod lists;
 pub(crate) mod rank;
