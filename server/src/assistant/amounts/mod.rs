@@ -1,7 +1,7 @@
 //! Takes prices and stock levels out of the model's prose while it streams.
 //!
 //! Both are live data: they come from the store's systems and stand in cards. What the model writes of them it has from
-//! old reviews, or made up. [`money`] knows amounts, [`stock`] phrases about availability and days of delivery; a note
+//! old reviews, or made up. `money` knows amounts, `stock` phrases about availability and days of delivery; a note
 //! that leads to the card stands in their place. Nothing is held back but what may still become one of them: a number
 //! until the word behind it is complete, a word that begins a phrase until the next one. How the text is cut into parts
 //! changes nothing. What is left alone is anything a number can count: weights, sizes, ratings, times.
