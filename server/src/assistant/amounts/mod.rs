@@ -11,6 +11,7 @@ mod money;
 mod stock;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::collections::VecDeque;
 
