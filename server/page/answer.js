@@ -163,7 +163,7 @@ export function view(turn, actions) {
       turn.stopped && h("p", { class: "note old" }, "Stopped."),
       cut && h("p", { class: "note old" }, "The answer was longer than it may be, and was cut."),
       !turn.error && !turn.stopped && !turn.parts.length && h("p", { class: "note old" }, "The model wrote nothing."),
-      cited?.total > 0 && h("p", { class: "note" }, `${cited.supported} of ${cited.total} sentences name a source`),
+      cited?.total > 0 && h("p", { class: "note" }, `${cited.supported} of ${cited.total} sentences stand in a source that they name`),
       h("div", { class: "row" },
         voting(turn, "answer"),
         h("button", { type: "button", class: "quiet tool", onclick: actions.again }, icon("again"), turn.error || turn.stopped ? "Try again" : "Ask again"),

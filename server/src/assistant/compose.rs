@@ -15,6 +15,7 @@ use super::amounts::{Amounts, Notes};
 use super::cards::Draft;
 use super::directive::{AllowedHosts, Directive, Parser, Piece};
 use super::event::{Card, CardBody, Citation, Event, State};
+use super::grounding::{Grounding, Sentences};
 use super::hydrate::{FetchError, Fetched, Role, Shopper, Source};
 
 /// Where the model's text comes from.
@@ -39,6 +40,8 @@ pub struct Desk {
     pub sources: Vec<Source>,
     /// Products that the text may name: those that were retrieved.
     pub products: HashSet<String>,
+    /// What they are called.
+    pub names: Vec<String>,
     /// Evidence that it may cite.
     pub citations: Vec<Citation>,
     /// The order that the shopper speaks of.
@@ -57,6 +60,15 @@ pub struct Desk {
     pub notes: Notes,
 }
 
+impl Desk {
+    /// What a passage says, with its title.
+    fn quote(&self, number: u32) -> Option<String> {
+        let citation = self.citations.iter().find(|citation| citation.number == number)?;
+        // The answer's own first word is its verdict, so it comes first.
+        Some(format!("{} \n{}", citation.quote, citation.title))
+    }
+}
+
 /// What became of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summary {
@@ -66,8 +78,8 @@ pub struct Summary {
     pub cited: BTreeSet<u32>,
     /// Products that its cards name, in the order of the text.
     pub named: Vec<String>,
-    /// Sentences, and those of them with a citation.
-    pub sentences: (u32, u32),
+    /// Sentences, and what they are founded on.
+    pub sentences: Sentences,
     /// Directives that could not be read or named what was not retrieved, and citations of nothing.
     pub dropped: u32,
     /// Links that led elsewhere.
@@ -106,7 +118,7 @@ where
         asks: JoinSet::new(),
         owners: HashMap::new(),
         summary: Summary::default(),
-        shown: Shown::default(),
+        shown: Grounding::new(|number| desk.quote(number), desk.names.iter().map(String::as_str)),
         amounts: Amounts::new(desk.notes),
     };
     composer.prefetch();
@@ -138,7 +150,7 @@ struct Composer<'a, E> {
     /// The card and the need that each ask is for.
     owners: HashMap<Id, (usize, usize)>,
     summary: Summary,
-    shown: Shown,
+    shown: Grounding<'a>,
     amounts: Amounts,
 }
 
@@ -318,50 +330,5 @@ impl<E: FnMut(Event) + Send> Composer<'_, E> {
             as_of: None,
             error: None,
         }));
-    }
-}
-
-/// Counts sentences of what was shown, and those that cite something.
-#[derive(Default)]
-struct Shown {
-    words: bool,
-    cites: bool,
-    sentences: u32,
-    supported: u32,
-    ended: bool,
-    open: bool,
-}
-
-impl Shown {
-    fn push(&mut self, text: &str) {
-        for c in text.chars() {
-            match c {
-                // A citation may follow the full stop.
-                '[' => {
-                    self.open = true;
-                    self.cites = true;
-                }
-                ']' => self.open = false,
-                '.' | '!' | '?' | '\n' if self.words => self.ended = true,
-                c if c.is_alphanumeric() && !self.open => {
-                    if self.ended {
-                        self.close();
-                    }
-                    self.words = true;
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn close(&mut self) {
-        self.sentences += u32::from(self.words);
-        self.supported += u32::from(self.words && self.cites);
-        (self.words, self.cites, self.ended) = (false, false, false);
-    }
-
-    fn finish(&mut self) -> (u32, u32) {
-        self.close();
-        (self.sentences, self.supported)
     }
 }

@@ -12,6 +12,7 @@ pub mod compose;
 pub mod connector;
 pub mod directive;
 pub mod event;
+pub mod grounding;
 pub mod hydrate;
 pub mod index;
 pub mod opensearch;

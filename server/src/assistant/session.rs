@@ -201,6 +201,8 @@ pub struct Answer {
     pub citations: Vec<Citation>,
     /// Products it may name.
     pub products: Vec<String>,
+    /// What they are called.
+    pub names: Vec<String>,
     /// The message as the model had read it.
     pub message: String,
 }
@@ -210,7 +212,7 @@ impl Weigh for Answer {
         let quoted =
             |citation: &Citation| citation.quote.len() + citation.title.len() + citation.doc_id.len();
         let citations: usize = self.citations.iter().map(quoted).sum();
-        let products: usize = self.products.iter().map(String::len).sum();
+        let products: usize = self.products.iter().chain(&self.names).map(String::len).sum();
         self.raw.len() + self.message.len() + citations + products
     }
 }

@@ -21,7 +21,7 @@ struct Shelf {
     delay: Duration,
 }
 
-fn passage(id: &str, source: Source, title: &str, text: &str) -> Arc<Passage> {
+pub(crate) fn passage(id: &str, source: Source, title: &str, text: &str) -> Arc<Passage> {
     Arc::new(Passage {
         id: id.into(),
         product: Some("B1".into()),
@@ -107,7 +107,7 @@ impl Drop for Store {
     }
 }
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     let mut options = Options::default();
     options.engine.max_model_len = 16 << 10;
     options.blocks = 4 << 10;
@@ -133,7 +133,11 @@ fn server(options: Options, store: Option<&Store>, delay: Duration) -> Server {
 }
 
 pub(crate) fn plain() -> Server {
-    server(options(), None, Duration::ZERO)
+    with(options())
+}
+
+pub(crate) fn with(options: Options) -> Server {
+    server(options, None, Duration::ZERO)
 }
 
 /// The data of the events of an answer, which have ids of their own here.
@@ -144,7 +148,7 @@ fn data(reply: &Reply) -> Vec<Value> {
     lines.filter(|line| *line != "[DONE]").map(|line| serde_json::from_str(line).expect(line)).collect()
 }
 
-fn question(text: &str) -> Value {
+pub(crate) fn question(text: &str) -> Value {
     json!({ "question": text, "session": "s" })
 }
 

@@ -8,6 +8,7 @@
 
 mod assist;
 mod assist_clients;
+mod assist_sessions;
 mod auth;
 mod chat;
 mod client;

@@ -14,6 +14,7 @@ use super::request::{self, Protocol};
 use super::text::Text;
 use crate::assistant::compose::{Desk, Summary, TextFailure, compose};
 use crate::assistant::event::{End, Event, Plan, Start};
+use crate::assistant::grounding::Sentences;
 use crate::assistant::hydrate::Shopper;
 use crate::assistant::session::{Answer, AnswerKey, Session, SessionKey};
 use crate::assistant::stream::{AI_SDK_HEADER, AgUi, AiSdk, Encoder, Whole};
@@ -188,7 +189,7 @@ impl Job {
             }
             Text::Replay(..) => (0, 0, 0, "stop"),
         };
-        let (total, supported) = summary.sentences;
+        let Sentences { total, cited, supported } = summary.sentences;
         let [ready, stale, unavailable] = summary.cards;
         let metadata = json!({
             "finishReason": finish,
@@ -196,7 +197,7 @@ impl Job {
                 "inputTokens": input, "outputTokens": output, "totalTokens": input + output, "cachedInputTokens": cached,
             },
             "answerCached": matches!(self.text, Text::Replay(..)),
-            "grounding": { "supported": supported, "total": total },
+            "grounding": { "supported": supported, "cited": cited, "total": total },
             "cards": { "ready": ready, "stale": stale, "unavailable": unavailable },
             "dropped": {
                 "directives": summary.dropped, "links": summary.links_dropped, "amounts": summary.amounts_dropped,
@@ -224,7 +225,16 @@ impl Job {
             let mut products: Vec<String> = self.desk.products.iter().cloned().collect();
             products.sort();
             let (raw, citations) = (summary.raw.clone(), self.desk.citations.clone());
-            assistant.answers().put(key, Answer { raw, citations, products, message: self.message.clone() });
+            assistant.answers().put(
+                key,
+                Answer {
+                    raw,
+                    citations,
+                    products,
+                    names: self.desk.names.clone(),
+                    message: self.message.clone(),
+                },
+            );
         }
         let mut session = std::mem::take(&mut self.session);
         let last = self.desk.citations.last().map_or(0, |citation| citation.number);

@@ -93,8 +93,9 @@ impl Job {
 
     /// Gives an earlier answer once more, with live data of now.
     fn repeat(&mut self, answer: Answer, model: &Loaded, running: Running) {
-        let Answer { raw, citations, products, message } = answer;
+        let Answer { raw, citations, products, names, message } = answer;
         (self.desk.citations, self.desk.products) = (citations, products.into_iter().collect());
+        self.desk.names = names;
         if let (Some(kept), Some(template)) = (&mut self.kept, &model.template) {
             kept.prompt(&[], &message, &self.desk.citations, template.source());
         }
@@ -126,6 +127,7 @@ impl Job {
         }
         let desk = &mut self.desk;
         desk.products = products.iter().map(|product| product.id.clone()).collect();
+        desk.names = products.iter().map(|product| product.title.clone()).collect();
         desk.suggestions = suggestions(&evidence, &ask.question);
         let orders = ask.order.is_some() || is_about_orders(&ask.question);
         if orders && assistant.has(Role::Orders) {
