@@ -64,7 +64,7 @@ impl Desk {
     /// What a passage says, with its title.
     fn quote(&self, number: u32) -> Option<String> {
         let citation = self.citations.iter().find(|citation| citation.number == number)?;
-        // The answer's own first word is its verdict, so it comes first.
+        // Grounding takes a passage's first word for its verdict, so the title comes behind.
         Some(format!("{} \n{}", citation.quote, citation.title))
     }
 }

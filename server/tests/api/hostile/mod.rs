@@ -124,6 +124,7 @@ fn each_is_answered_in_time_and_ordinary_ones_meanwhile() {
         })
         .collect()
     };
+    // Beside other tests even an ordinary one may find all threads busy.
     let measured = own.is_some();
     let over = AtomicBool::new(false);
     let (together, bystander) = std::thread::scope(|scope| {
@@ -137,7 +138,7 @@ fn each_is_answered_in_time_and_ordinary_ones_meanwhile() {
                     status,
                     took,
                     message,
-                    wrong: status != 200 && status != 503,
+                    wrong: status != 200 && (measured || status != 503),
                 });
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -165,11 +166,7 @@ fn each_is_answered_in_time_and_ordinary_ones_meanwhile() {
         (together, bystander.join().unwrap())
     });
     report("meanwhile, ordinary ones", &bystander, bound);
-    // Beside other tests even an ordinary one may find all threads busy.
-    let served = bystander.iter().filter(|answer| answer.status == 200).count();
-    let (of, most) = if measured { (20, 19) } else { (2, 1) };
-    assert!(of * served >= most * bystander.len(), "{served} of {} ordinary ones", bystander.len());
-    // The promise is for each alone: eight share the processors, and long ones tokenise hundreds of kilobytes besides.
-    report("eight at once", &together, 4 * bound);
+    assert!(2 * bystander.iter().filter(|answer| answer.status == 200).count() >= bystander.len());
+    report("eight at once", &together, bound);
     drop(server);
 }
