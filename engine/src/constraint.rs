@@ -11,8 +11,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::TokenId;
 
-/// Limits the tokens of one sequence. It is called on the engine's thread, where every other sequence waits for it: so
-/// an implementation must bound its own work, and fail rather than exceed the bound.
+/// Limits the tokens of one sequence. It is called on the engine's thread or on one of the backend's workers, and every
+/// other sequence waits for it: so an implementation must bound its own work, and fail rather than exceed the bound.
 pub trait Constraint: Debug + Send {
     /// The same constraint at the same place, for another sequence.
     fn fork(&self) -> Box<dyn Constraint>;
@@ -59,9 +59,14 @@ impl Guide {
         Guide { constraint: Mutex::new(constraint), known: false, failure: None }
     }
 
+    /// Whether what may come next is still to be worked out.
+    pub(crate) fn waits(&self) -> bool {
+        !self.known && self.failure.is_none()
+    }
+
     /// Works out what may come next, unless that is known. A failure is kept for [`failure`](Self::failure).
     pub(crate) fn prepare(&mut self, allowed: &mut Vec<u32>) {
-        if !self.known && self.failure.is_none() {
+        if self.waits() {
             self.failure = guarded(|| self.constraint().allowed(allowed)).err();
             self.known = true;
         }

@@ -13,13 +13,16 @@ use crate::config::StartError;
 use crate::constraint::Guide;
 use crate::figures::Figures;
 use crate::handle::{Handle, Incoming, Message, Shared};
-use crate::live::{End, Live, request_of};
+use crate::live::{Choice, End, Live, request_of};
+use crate::masks::{Loan, Masks};
 use crate::pool::Pool;
 use crate::sampler::{Rows, philox};
 use crate::schedule::{Limits, Plan, Scheduler};
 use crate::sequence::{Place, Sequence};
 use crate::validate::Bounds;
-use crate::{EngineConfig, FinishReason, Logits, Observer, RequestError, Row, RunError, Runner, Step, Want};
+use crate::{
+    EngineConfig, FinishReason, Logits, Observer, RequestError, Row, RunError, Runner, SeqId, Step, Want,
+};
 
 /// Queued sequences that are asked in one iteration whether their client is still there. Those that run are
 /// asked in each; a queued one holds no blocks, so it can wait, and the cost of an iteration is independent
@@ -54,6 +57,7 @@ pub fn start(
             limits.logits,
             runner.pool().map_or(1, millrace_kernels::Pool::threads),
         ),
+        masks: Masks::default(),
         live: FxHashMap::default(),
         // Tables that share blocks may come to need more; then it grows, once.
         plan: Plan::with_capacity(limits.tokens, limits.rows, kv.blocks),
@@ -135,6 +139,7 @@ struct Engine {
     inbox: mpsc::Receiver<Message>,
     scheduler: Scheduler,
     sampling: Rows,
+    masks: Masks,
     live: FxHashMap<u64, Live>,
     plan: Plan,
     logits: Logits,
@@ -299,14 +304,18 @@ impl Engine {
     fn constrain(&mut self, rows: Range<usize>) {
         for at in rows {
             let row = &self.plan.step.rows[at];
-            let (request, choice) = request_of(row.seq);
-            let choice =
-                &mut self.live.get_mut(&request).expect("a sequence's request lives").choices[choice];
-            if let Some(guide) = &mut choice.guide
-                && self.scheduler.planned(at).missing() == row.count as usize
-            {
-                guide.prepare(choice.sampler.allowed());
+            if self.scheduler.planned(at).missing() != row.count as usize {
+                continue;
             }
+            let choice = choice_of(&mut self.live, row.seq);
+            if let Some(guide) = choice.guide.take_if(|guide| guide.waits()) {
+                self.masks.lend(Loan { row: at, guide, allowed: std::mem::take(choice.sampler.allowed()) });
+            }
+        }
+        for Loan { row, guide, allowed } in self.masks.work_out(self.runner.pool()) {
+            let choice = choice_of(&mut self.live, self.plan.step.rows[row].seq);
+            choice.guide = Some(guide);
+            *choice.sampler.allowed() = allowed;
         }
     }
 
@@ -416,6 +425,12 @@ impl Engine {
         self.end_all(|| End::Failed(RequestError::EngineDead(error.to_string())));
         self.figures.idle(&self.scheduler);
     }
+}
+
+/// The choice that a sequence is.
+fn choice_of(live: &mut FxHashMap<u64, Live>, seq: SeqId) -> &mut Choice {
+    let (request, choice) = request_of(seq);
+    &mut live.get_mut(&request).expect("a sequence's request lives").choices[choice]
 }
 
 /// A step of some of another's rows.

@@ -10,6 +10,7 @@ mod engine;
 mod figures;
 mod handle;
 mod live;
+mod masks;
 pub mod neuron;
 mod observe;
 mod pool;

@@ -23,6 +23,9 @@ use crate::cpu;
 /// How long a waiting worker spins before it parks: longer than a chunk, shorter than a scheduler's slice.
 const SPIN: Duration = Duration::from_micros(40);
 
+/// Bytes of stack of a worker: callers may lend workers to what recurses (grammars). What is not used costs nothing.
+const STACK: usize = 64 << 20;
+
 /// Loops without a barrier between them that the pool can tell apart.
 const LOOPS: usize = 16;
 
@@ -132,6 +135,7 @@ impl Pool {
                 let cpu = if crowded { None } else { cpus.get(index).copied() };
                 let thread = thread::Builder::new()
                     .name(format!("kernels-{index}"))
+                    .stack_size(STACK)
                     .spawn(move || {
                         if let Some(cpu) = cpu {
                             cpu::pin(cpu);

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use llguidance::api::ParserLimits;
+use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Matcher, ParserFactory};
 use millrace_engine::{Constraint, TokenId};
 use millrace_models::text::Tokenizer;
@@ -16,13 +17,19 @@ use super::cache::Cache;
 use super::constraint::Guided;
 use super::{Grammar, GrammarError, vocabulary};
 
-/// From the question to the answer, waiting included.
+/// From the question to the answer, reading and waiting included.
 const DEADLINE: Duration = Duration::from_millis(400);
 
-/// Grammars that are compiled at a time. One that has missed its deadline cannot be stopped: it counts until its fuel is
-/// out, some seconds later. So there are enough that several of that kind leave room for others, each of which takes
-/// milliseconds, and few enough to bound the memory that they take meanwhile.
+/// What is left of it however long the reading took: that may be another's fault.
+const LEAST: Duration = Duration::from_millis(200);
+
+/// Grammars that are compiled at a time: few enough to bound the memory that they take meanwhile.
 const THREADS: usize = 8;
+
+/// Grammars that have missed their deadline and give up their place to others. They cannot be stopped: each runs until
+/// its fuel is out, some seconds later, with what nobody else wants of the processors. Where there are more, the rest
+/// keep their places.
+const ABANDONED: usize = 8;
 
 /// How many of them may have more than [`SMALL`] bytes of text: few ordinary grammars do, and most hostile ones.
 const LARGE_THREADS: usize = 4;
@@ -63,6 +70,8 @@ pub(crate) struct Compiler {
     threads: Arc<Semaphore>,
     /// Taken beside a thread.
     large: Arc<Semaphore>,
+    /// Taken instead of both.
+    abandoned: Arc<Semaphore>,
 }
 
 impl Compiler {
@@ -84,23 +93,26 @@ impl Compiler {
             checks: Arc::new(Semaphore::new(CHECKS)),
             threads: Arc::new(Semaphore::new(THREADS)),
             large: Arc::new(Semaphore::new(LARGE_THREADS)),
+            abandoned: Arc::new(Semaphore::new(ABANDONED)),
         }))
     }
 
-    /// A constraint at the grammar's start, at once if it was compiled before.
+    /// A constraint at the grammar's start, at once if it was compiled before. Who asks has waited since `asked`.
     ///
     /// # Errors
     /// See [`GrammarError`]; after half a second at the latest, but that the first ones wait for the vocabulary.
     pub(crate) async fn compile(
         self: &Arc<Self>,
         grammar: Grammar,
+        asked: Instant,
     ) -> Result<Box<dyn Constraint>, GrammarError> {
         grammar.check_length()?;
         if let Some(matcher) = self.cache().get(&grammar) {
             return Ok(Box::new(Guided(matcher)));
         }
+        let before = Instant::now();
         self.prepare().await;
-        let end = Instant::now() + DEADLINE;
+        let end = (asked + before.elapsed() + DEADLINE).max(Instant::now() + LEAST);
         let place =
             async |places: &Arc<Semaphore>| match timeout_at(end, places.clone().acquire_owned()).await {
                 Ok(Ok(permit)) => Ok(permit),
@@ -108,13 +120,13 @@ impl Compiler {
             };
         // What is refused unseen waits for no compiler.
         let checking = Running::start(place(&self.checks).await?, move || (grammar.check(), grammar))?;
-        let (checked, grammar) = checking.until(end).await?;
+        let (checked, grammar) = checking.until(end, &self.abandoned).await?;
         checked?;
         let large = if grammar.len() > SMALL { Some(place(&self.large).await?) } else { None };
         let permits = (place(&self.threads).await?, large);
         let compiler = self.clone();
         let compiling = Running::start(permits, move || compiler.build_and_keep(grammar))?;
-        Ok(Box::new(Guided(compiling.until(end).await??)))
+        Ok(Box::new(Guided(compiling.until(end, &self.abandoned).await??)))
     }
 
     /// Sees to it that the vocabulary is there. Its time is no grammar's fault, so it counts towards no deadline; who
@@ -138,7 +150,10 @@ impl Compiler {
             let invalid =
                 |_| GrammarError::Invalid("the model's vocabulary cannot be put into a trie".to_owned());
             // The trie asserts what it expects of a vocabulary.
-            let build = || ParserFactory::new_simple(&vocabulary::environment(&self.tokenizer, &self.eos));
+            let build = || {
+                let vocabulary = vocabulary::environment(&self.tokenizer, &self.eos);
+                ParserFactory::new(&vocabulary, InferenceCapabilities::default(), &vocabulary::slices())
+            };
             let factory = catch_unwind(AssertUnwindSafe(build)).map_err(invalid)?;
             let mut factory = factory.map_err(|error| GrammarError::Invalid(shorten(&error.to_string())))?;
             factory.quiet();
@@ -188,6 +203,24 @@ impl Compiler {
 struct Running<T> {
     answered: oneshot::Receiver<thread::Result<T>>,
     named: oneshot::Receiver<rustix::thread::Pid>,
+    place: Place,
+}
+
+/// What the work holds; nothing where it has ended.
+#[derive(Clone)]
+struct Place(Arc<Mutex<Option<Box<dyn Send>>>>);
+
+impl Place {
+    fn leave(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Takes another place, so that the one it has is free.
+    fn exchange(&self, other: impl Send + 'static) {
+        if let Some(place) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            *place = Box::new(other);
+        }
+    }
 }
 
 impl<T: Send + 'static> Running<T> {
@@ -198,19 +231,21 @@ impl<T: Send + 'static> Running<T> {
     ) -> Result<Self, GrammarError> {
         let (answer, answered) = oneshot::channel();
         let (name, named) = oneshot::channel();
+        let place = Place(Arc::new(Mutex::new(Some(Box::new(permits)))));
+        let own = place.clone();
         let work = move || {
             let _ = name.send(rustix::thread::gettid());
             let result = catch_unwind(AssertUnwindSafe(work));
-            drop(permits);
+            own.leave();
             // Whoever asked may have given up.
             let _ = answer.send(result);
         };
         let thread = thread::Builder::new().name("grammar".to_owned()).stack_size(STACK).spawn(work);
         thread.map_err(|_| GrammarError::Busy)?;
-        Ok(Running { answered, named })
+        Ok(Running { answered, named, place })
     }
 
-    async fn until(self, end: Instant) -> Result<T, GrammarError> {
+    async fn until(self, end: Instant, abandoned: &Arc<Semaphore>) -> Result<T, GrammarError> {
         match timeout_at(end, self.answered).await {
             Ok(Ok(Ok(result))) => Ok(result),
             Ok(_) => Err(GrammarError::Invalid("the compiler failed on it".to_owned())),
@@ -218,6 +253,9 @@ impl<T: Send + 'static> Running<T> {
                 // It goes on with what nobody else wants of the processors. On Linux a thread's id does for a process's.
                 if let Ok(thread) = self.named.await {
                     let _ = rustix::process::setpriority_process(Some(thread), 19);
+                }
+                if let Ok(permit) = abandoned.clone().try_acquire_owned() {
+                    self.place.exchange(permit);
                 }
                 Err(GrammarError::Deadline(DEADLINE.as_millis()))
             }

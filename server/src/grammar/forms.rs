@@ -30,7 +30,7 @@ impl Forms {
     /// # Errors
     /// Where the schema is none, or beyond the bounds.
     pub fn schema(&self, schema: &Value) -> Result<Box<dyn Constraint>, FormError> {
-        Ok(self.0.compile_own(&Grammar::schema(schema, false)?)?)
+        Ok(self.0.compile_own(&Grammar::schema(schema.clone(), false)?)?)
     }
 
     /// An answer of the shopping assistant that may name these products, attributes and passages.

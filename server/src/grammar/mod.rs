@@ -61,9 +61,9 @@ impl Grammar {
     ///
     /// # Errors
     /// [`GrammarError::Invalid`] where the schema is neither an object nor `true`.
-    pub(crate) fn schema(schema: &Value, lenient: bool) -> Result<Grammar, GrammarError> {
+    pub(crate) fn schema(schema: Value, lenient: bool) -> Result<Grammar, GrammarError> {
         let mut schema = match schema {
-            Value::Object(_) => schema.clone(),
+            Value::Object(_) => schema,
             Value::Bool(true) => json!({}),
             Value::Bool(false) => return Err(GrammarError::Invalid("nothing satisfies false".to_owned())),
             _ => return Err(GrammarError::Invalid("a schema must be an object or true".to_owned())),
@@ -94,7 +94,10 @@ impl Grammar {
     }
 
     /// Refuses a text that is too long.
-    fn check_length(&self) -> Result<(), GrammarError> {
+    ///
+    /// # Errors
+    /// [`GrammarError::Invalid`].
+    pub(crate) fn check_length(&self) -> Result<(), GrammarError> {
         let (length, most) = (self.len(), MAX_BYTES);
         if length > most {
             return Err(GrammarError::Invalid(format!("at most {most} bytes, got {length}")));

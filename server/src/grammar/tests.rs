@@ -122,10 +122,11 @@ fn documents_satisfy_their_schemas() {
     ];
     for schema in &schemas {
         let validator = jsonschema::validator_for(schema).expect("a valid schema");
-        let grammar = Grammar::schema(schema, false).expect("a grammar");
+        let grammar = Grammar::schema(schema.clone(), false).expect("a grammar");
         let mut complete = 0;
         for seed in 0..60 {
-            let constraint = block_on(compiler.compile(grammar.clone())).expect("it compiles");
+            let constraint = block_on(compiler.compile(grammar.clone(), tokio::time::Instant::now()))
+                .expect("it compiles");
             let found =
                 generate(&tokenizer, eos, constraint, &[(u32::from(b'"'), 4.0), (eos, 8.0)], 200, seed);
             if found.complete {
@@ -150,11 +151,14 @@ fn choices_and_patterns_are_matched_as_a_whole() {
     let compiler = Compiler::new(&tokenizer, &[eos]).expect("a compiler");
     let texts = ["yes", "yes, please", "no \"thanks\"", "a/b\\c", "grüß\n"].map(String::from);
     for seed in 0..100 {
-        let choice = block_on(compiler.compile(Grammar::choice(&texts))).expect("it compiles");
+        let choice = block_on(compiler.compile(Grammar::choice(&texts), tokio::time::Instant::now()))
+            .expect("it compiles");
         let found = generate(&tokenizer, eos, choice, &[], 64, seed);
         assert!(found.complete && texts.contains(&found.text), "seed {seed}: {:?}", found.text);
-        let pattern =
-            block_on(compiler.compile(Grammar::regex(r"[0-9]{3}-[a-f/]{2,4}(x|yz)"))).expect("it compiles");
+        let pattern = block_on(
+            compiler.compile(Grammar::regex(r"[0-9]{3}-[a-f/]{2,4}(x|yz)"), tokio::time::Instant::now()),
+        )
+        .expect("it compiles");
         let found = generate(&tokenizer, eos, pattern, &[], 64, seed);
         let (digits, rest) = found.text.split_once('-').expect("a hyphen");
         let letters = rest.trim_end_matches(['x', 'y', 'z']);
@@ -187,7 +191,7 @@ fn hostile_grammars_are_refused_in_time() {
     let chain: serde_json::Map<String, Value> =
         (0..3000).map(|i| (format!("d{i}"), json!({ "anyOf": [{ "$ref": format!("#/$defs/d{}", i + 1) }, { "$ref": format!("#/$defs/d{}", i + 1) }] }))).collect();
     let rules: String = (0..4000).map(|i| format!("A{i}: A{} A{}\n", i + 1, i + 1)).collect();
-    let schema = |value: &Value| Grammar::schema(value, false).expect("an object");
+    let schema = |value: &Value| Grammar::schema(value.clone(), false).expect("an object");
     let cases = [
         ("deep", schema(&nested(100, json!({ "type": "integer" })))),
         ("product of alternatives", schema(&json!({ "allOf": product }))),
@@ -220,7 +224,7 @@ fn hostile_grammars_are_refused_in_time() {
     for (name, grammar) in cases {
         let started = Instant::now();
         let answer = block_on(async {
-            let mut constraint = compiler.compile(grammar).await?;
+            let mut constraint = compiler.compile(grammar, tokio::time::Instant::now()).await?;
             // What compiles must also be usable, or fail as cheaply.
             let (mut allowed, mut slowest) = (Vec::new(), Duration::ZERO);
             for _ in 0..50 {
@@ -245,7 +249,7 @@ fn hostile_grammars_are_refused_in_time() {
     }
     // What ran into its deadline ends some time, by its fuel.
     let deadline = Instant::now() + Duration::from_secs(120);
-    while let Err(error) = block_on(compiler.compile(Grammar::regex("a+"))) {
+    while let Err(error) = block_on(compiler.compile(Grammar::regex("a+"), tokio::time::Instant::now())) {
         assert!(error == GrammarError::Busy && Instant::now() < deadline, "{error}");
     }
 }
@@ -265,15 +269,20 @@ fn hostile_grammars_do_not_starve_others() {
         let attacks: Vec<_> = (0..6)
             .map(|seed| {
                 let compiler = compiler.clone();
-                tokio::spawn(
-                    async move { (compiler.compile(hostile(seed)).await.map(drop), started.elapsed()) },
-                )
+                tokio::spawn(async move {
+                    (
+                        compiler.compile(hostile(seed), tokio::time::Instant::now()).await.map(drop),
+                        started.elapsed(),
+                    )
+                })
             })
             .collect();
         tokio::time::sleep(Duration::from_millis(50)).await;
         // A deadline that passes on a busy machine is no starvation: it is tried again, while they still run.
         let mut tries = 0;
-        while let Err(error) = compiler.compile(Grammar::choice(&["yes".to_owned()])).await {
+        while let Err(error) =
+            compiler.compile(Grammar::choice(&["yes".to_owned()]), tokio::time::Instant::now()).await
+        {
             tries += 1;
             assert!(tries < 8, "{error}");
         }
@@ -295,18 +304,24 @@ fn the_cache_is_bounded_and_its_grammars_start_afresh() {
     let compiler = Compiler::new(&tokenizer, &[eos]).expect("a compiler");
     for number in 0..900 {
         // On a busy machine even this may miss the deadline.
-        while let Err(error) = block_on(compiler.compile(Grammar::choice(&[format!("{number}")]))) {
+        while let Err(error) =
+            block_on(compiler.compile(Grammar::choice(&[format!("{number}")]), tokio::time::Instant::now()))
+        {
             assert!(matches!(error, GrammarError::Deadline(_)), "{error}");
         }
         let (entries, bytes) = compiler.cached();
         assert!(entries > 0 && bytes <= super::cache::Cache::LIMIT);
     }
     assert!(compiler.cached().0 < 900);
-    let mut first = block_on(compiler.compile(Grammar::choice(&["ab".to_owned()]))).expect("it compiles");
+    let mut first =
+        block_on(compiler.compile(Grammar::choice(&["ab".to_owned()]), tokio::time::Instant::now()))
+            .expect("it compiles");
     let (mut before, mut after) = (Vec::new(), Vec::new());
     first.allowed(&mut before).expect("a set");
     first.accept(u32::from(b'a')).expect("allowed");
-    let mut second = block_on(compiler.compile(Grammar::choice(&["ab".to_owned()]))).expect("it compiles");
+    let mut second =
+        block_on(compiler.compile(Grammar::choice(&["ab".to_owned()]), tokio::time::Instant::now()))
+            .expect("it compiles");
     second.allowed(&mut after).expect("a set");
     assert_eq!(before, after);
     // A fork goes on from where it was made, and apart from then on.

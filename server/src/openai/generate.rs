@@ -46,6 +46,7 @@ async fn generate(
     body: Received<'_>,
     caller: Caller,
 ) -> Result<Response, ApiError> {
+    let asked = Instant::now();
     let model = service.ready()?.clone();
     let (bytes, shared, reader) = (body.bytes.clone(), service.clone(), model.clone());
     let work = move || parse::generation(api, &bytes, &shared, &reader);
@@ -54,7 +55,7 @@ async fn generate(
     let constraint = match &generation.form {
         Some(form) => {
             let compiler = model.grammars().map_err(|error| form.refused(&error))?.clone();
-            Some(compiler.compile(form.grammar.clone()).await.map_err(|error| form.refused(&error))?)
+            Some(compiler.compile(form.grammar.clone(), asked).await.map_err(|error| form.refused(&error))?)
         }
         None => None,
     };

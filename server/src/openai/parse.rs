@@ -117,6 +117,11 @@ pub(crate) fn generation(
     refuse_unsupported(f, api)?;
     let form = structured::wanted(f)?;
     let tools = Tools::of(f, model)?;
+    // Before the prompt: what is refused for its size is not tokenised.
+    let form = match &tools {
+        Some(tools) => tools.grammar(form)?,
+        None => form,
+    };
     let stream = stream(f)?;
     let echo = api == Api::Completion && f.or("echo", false)?;
     let (max_tokens, prompt_only) = max_tokens(f, echo)?;
@@ -154,14 +159,10 @@ pub(crate) fn generation(
     for unknown in f.rest() {
         tracing::debug!(field = shorten(unknown), "unknown field ignored");
     }
-    let form = match &tools {
-        Some(tools) => {
-            // Calls are found by their marks.
-            rules.skip_special_tokens &= !tools.needs_special(model);
-            tools.grammar(form)?
-        }
-        None => form,
-    };
+    if let Some(tools) = &tools {
+        // Calls are found by their marks.
+        rules.skip_special_tokens &= !tools.needs_special(model);
+    }
     let rules = Arc::new(rules);
     Ok(Generation {
         model: name,

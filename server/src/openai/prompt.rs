@@ -111,8 +111,9 @@ pub(super) fn conversation(
     if let Some(tools) = tools {
         tools.describe(&mut messages);
     }
-    let bytes = messages.iter().filter_map(|m| m["content"].as_str()).map(str::len).sum();
-    model.check_length(bytes, "messages")?;
+    let contents: usize = messages.iter().filter_map(|m| m["content"].as_str()).map(str::len).sum();
+    let listed = tools.and_then(Tools::for_template).map_or(0, written);
+    model.check_length(contents + listed, "messages")?;
 
     // Templates are programs; they come with the model and never from a client.
     fields.refuse("chat_template", &[])?;
@@ -157,6 +158,16 @@ pub(crate) fn template_error(error: &TemplateError) -> ApiError {
         _ => "the chat template cannot be used".into(),
     };
     ApiError::field("messages", format!("messages: {message}"))
+}
+
+/// Bytes of text in a value, which a template writes however it writes the rest.
+fn written(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(written).sum(),
+        Value::Object(map) => map.iter().map(|(key, value)| key.len() + written(value)).sum(),
+        _ => 0,
+    }
 }
 
 /// Variables for the template: few, small, and scalars only, so that they cannot make a template work hard.

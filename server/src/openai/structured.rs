@@ -1,7 +1,7 @@
 //! Fields that ask for output of a certain form: OpenAI's `response_format` and vLLM's `structured_outputs`, with the
 //! names that the latter had before.
 
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::grammar::{Grammar, GrammarError};
@@ -15,8 +15,16 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    fn new(field: impl Into<String>, grammar: Grammar) -> Self {
-        Wanted { grammar, field: field.into() }
+    /// Too long a grammar is refused here, before anything of its size is done for the request.
+    ///
+    /// # Errors
+    /// 400.
+    pub(super) fn new(field: impl Into<String>, grammar: Grammar) -> Result<Self, ApiError> {
+        let wanted = Wanted { grammar, field: field.into() };
+        match wanted.grammar.check_length() {
+            Ok(()) => Ok(wanted),
+            Err(error) => Err(wanted.refused(&error)),
+        }
     }
 
     /// What the client hears where the grammar does not compile.
@@ -59,7 +67,7 @@ fn response_format(f: &mut Fields) -> Result<Option<Wanted>, ApiError> {
     let mut format = Fields::at("response_format", value)?;
     match format.get::<String>("type")?.as_deref() {
         Some("text") => Ok(None),
-        Some("json_object") => Ok(Some(any_object("response_format"))),
+        Some("json_object") => Ok(Some(any_object("response_format")?)),
         Some("json_schema") => {
             let path = "response_format.json_schema";
             let missing = |path: &str| ApiError::field(path, format!("{path}: missing"));
@@ -71,7 +79,7 @@ fn response_format(f: &mut Fields) -> Result<Option<Wanted>, ApiError> {
             inner.get::<String>("description")?;
             inner.get::<bool>("strict")?;
             let schema = inner.value("schema").ok_or_else(|| missing(&field))?;
-            Ok(Some(schema_of(&field, &schema)?))
+            Ok(Some(schema_of(&field, schema)?))
         }
         Some(other) => {
             let got = shorten(other);
@@ -123,10 +131,10 @@ fn constraint(field: &str, kind: &str, value: Value) -> Result<Wanted, ApiError>
                     .map_err(|_| ApiError::field(field, format!("{field}: the text is no valid JSON")))?,
                 _ => value,
             };
-            schema_of(field, &schema)
+            schema_of(field, schema)
         }
-        "regex" => Ok(Wanted::new(field, Grammar::regex(&string(&value)?))),
-        "grammar" => Ok(Wanted::new(field, Grammar::Lark(string(&value)?))),
+        "regex" => Wanted::new(field, Grammar::regex(&string(&value)?)),
+        "grammar" => Wanted::new(field, Grammar::Lark(string(&value)?)),
         "choice" => {
             let texts = match &value {
                 Value::Array(list) if !list.is_empty() => list.iter().map(String::from_value).collect(),
@@ -142,25 +150,20 @@ fn constraint(field: &str, kind: &str, value: Value) -> Result<Wanted, ApiError>
             if texts.iter().any(String::is_empty) {
                 return Err(ApiError::field(field, format!("{field}: a choice is empty")));
             }
-            Ok(Wanted::new(field, Grammar::choice(&texts)))
+            Wanted::new(field, Grammar::choice(&texts))
         }
         _ => match bool::from_value(&value) {
-            Some(_) => Ok(any_object(field)),
+            Some(_) => any_object(field),
             None => Err(wrong::<bool>(field, &value)),
         },
     }
 }
 
-fn any_object(field: &str) -> Wanted {
-    let mut schema = Map::new();
-    schema.insert("type".into(), "object".into());
-    let grammar = Grammar::schema(&Value::Object(schema), false);
-    Wanted::new(field, grammar.unwrap_or_else(|_| unreachable!("an object is a schema")))
+fn any_object(field: &str) -> Result<Wanted, ApiError> {
+    schema_of(field, json!({ "type": "object" }))
 }
 
-fn schema_of(field: &str, schema: &Value) -> Result<Wanted, ApiError> {
+fn schema_of(field: &str, schema: Value) -> Result<Wanted, ApiError> {
     let grammar = Grammar::schema(schema, false);
-    grammar
-        .map(|grammar| Wanted::new(field, grammar))
-        .map_err(|e| ApiError::field(field, format!("{field}: {e}")))
+    Wanted::new(field, grammar.map_err(|e| ApiError::field(field, format!("{field}: {e}")))?)
 }

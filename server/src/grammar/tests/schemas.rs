@@ -66,9 +66,9 @@ proptest! {
         let (tokenizer, eos) = vocabulary(&["\":", "\"}", "{\"", "\", \"", "true", "null", "12", "]}", "\\u00fc"]);
         let compiler = Compiler::new(&tokenizer, &[eos]).expect("a compiler");
         let validator = jsonschema::options().should_validate_formats(true).build(&schema).expect("a valid schema");
-        let grammar = Grammar::schema(&schema, false).expect("a grammar");
+        let grammar = Grammar::schema(schema.clone(), false).expect("a grammar");
         for round in 0..4 {
-            let constraint = match block_on(compiler.compile(grammar.clone())) {
+            let constraint = match block_on(compiler.compile(grammar.clone(), tokio::time::Instant::now())) {
                 Ok(constraint) => constraint,
                 // A busy machine; and divisors that no number within the bounds has.
                 Err(GrammarError::Deadline(_) | GrammarError::Invalid(_)) => return Err(TestCaseError::reject("not compiled")),

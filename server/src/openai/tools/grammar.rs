@@ -54,7 +54,7 @@ pub(super) fn of(tools: &Tools, form: Option<Wanted>) -> Result<Option<Wanted>, 
             format!("form | {first} {rest}")
         }
     };
-    Ok(Some(Wanted { grammar: Grammar::Lark(format!("start: {start}\n{rules}")), field: "tools".to_owned() }))
+    Wanted::new("tools", Grammar::Lark(format!("start: {start}\n{rules}"))).map(Some)
 }
 
 /// A call of one function.
@@ -65,7 +65,7 @@ fn rule(index: usize, function: &Function, syntax: Syntax) -> String {
     };
     let head = quote(&format!("{{\"name\": {}, \"{key}\": ", quote(&function.name)));
     // Without `strict`, what the compiler does not know of a schema is left to the model.
-    match Grammar::schema(&function.parameters, !function.strict) {
+    match Grammar::schema(function.parameters.clone(), !function.strict) {
         Ok(Grammar::Schema(schema)) => {
             format!("call_{index}: {head} arguments_{index} \"}}\"\narguments_{index}: %json {schema}\n")
         }

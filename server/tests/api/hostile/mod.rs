@@ -27,10 +27,13 @@ struct Answer {
     wrong: bool,
 }
 
-fn ask(address: SocketAddr, fields: &Value) -> (u16, Duration, Value) {
+fn body_of(fields: &Value) -> String {
     let mut body = json!({ "messages": user("Hi"), "max_tokens": 4 });
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    let body = body.to_string();
+    body.to_string()
+}
+
+fn ask(address: SocketAddr, body: &str) -> (u16, Duration, Value) {
     let mut connection = Connection::to(address);
     let started = Instant::now();
     let reply = connection.send("POST", "/v1/chat/completions", &[], body.as_bytes());
@@ -38,7 +41,11 @@ fn ask(address: SocketAddr, fields: &Value) -> (u16, Duration, Value) {
 }
 
 fn answer(address: SocketAddr, hostile: &Hostile) -> Answer {
-    let (status, took, body) = ask(address, &hostile.fields);
+    answer_to(address, hostile, &body_of(&hostile.fields))
+}
+
+fn answer_to(address: SocketAddr, hostile: &Hostile, body: &str) -> Answer {
+    let (status, took, body) = ask(address, body);
     let error = &body["error"];
     let message = error["message"].as_str().unwrap_or_default().to_owned();
     let wrong = match status {
@@ -95,8 +102,10 @@ fn each_is_answered_in_time_and_ordinary_ones_meanwhile() {
         }
     };
     let ordinary = |n: usize| {
-        json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": {
-        "type": "object", "required": ["city"], "properties": { "city": { "type": "string", "maxLength": 20 }, (format!("n{n}")): { "type": "integer" } } } } } })
+        body_of(
+            &json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": {
+        "type": "object", "required": ["city"], "properties": { "city": { "type": "string", "maxLength": 20 }, (format!("n{n}")): { "type": "integer" } } } } } }),
+        )
     };
     // Makes the tables of the vocabulary.
     assert_eq!(ask(address, &ordinary(0)).0, 200);
@@ -146,18 +155,23 @@ fn each_is_answered_in_time_and_ordinary_ones_meanwhile() {
         });
         let mut together = Vec::new();
         for round in &rounds {
+            // Written before any is sent: writing one takes the processors from those that are being answered.
+            let bodies: Vec<String> = round.iter().map(|hostile| body_of(&hostile.fields)).collect();
             let answers = std::thread::scope(|scope| {
-                let asked: Vec<_> =
-                    round.iter().map(|hostile| scope.spawn(|| answer(address, hostile))).collect();
+                let each = round.iter().zip(&bodies);
+                let asked: Vec<_> = each
+                    .map(|(hostile, body)| scope.spawn(move || answer_to(address, hostile, body)))
+                    .collect();
                 asked.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
             });
             if own.is_some() {
                 let slowest = answers.iter().max_by_key(|answer| answer.took).unwrap();
                 println!(
-                    "{} {:7.1} ms  8 x {}",
+                    "{} {:7.1} ms  8 x {}: {}",
                     slowest.status,
                     slowest.took.as_secs_f64() * 1e3,
-                    slowest.name
+                    slowest.name,
+                    slowest.message.chars().take(120).collect::<String>()
                 );
             }
             together.extend(answers);
