@@ -109,12 +109,16 @@ impl Server {
 
     /// Status and body of an answer.
     fn post(&self, path: &str, body: &Value) -> (u16, String) {
+        self.send("POST", path, body)
+    }
+
+    fn send(&self, method: &str, path: &str, body: &Value) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).expect("it listens");
         stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout");
         let body = body.to_string();
         write!(
             stream,
-            "POST {path} HTTP/1.0\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.0\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         )
         .expect("sent");
@@ -182,6 +186,66 @@ fn a_question_is_answered_from_an_index() {
         let (status, body) = server.post("/v1/assist", &cold);
         assert_eq!(status, 200, "{body}");
     }
+}
+
+/// The same evidence is the same prompt after a restart, so an answer that is liked and one that is not become a pair to
+/// train on; and what was acknowledged before the process was killed is there.
+#[test]
+fn answers_before_and_after_a_kill_make_a_pair() {
+    let Some(model) = cached::smollm2() else {
+        eprintln!("skipped: no model; scripts/fetch-model fetches it");
+        return;
+    };
+    let folder = Folder::new("assist-pair");
+    index(&folder, None);
+    // Hot, so that the model says something else each time.
+    let config = "index = \"shop.index\"\nmax_tokens = 24\ntemperature = 1.5\nanswer_cache = false\n\
+                  retrieval_deadline_ms = 5000\n";
+    let (file, votes) = (folder.0.join("assistant.toml"), folder.0.join("votes"));
+    std::fs::write(&file, config).expect("written");
+    let flags =
+        ["--assistant-config", file.to_str().expect("text"), "--feedback", votes.to_str().expect("text")];
+    let ask = |server: &Server| {
+        let question =
+            json!({ "question": "Is this pan dishwasher safe?", "products": ["B1"], "stream": false });
+        let (status, body) = server.post("/v1/assist", &question);
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str::<Value>(&body).expect("JSON")
+    };
+    let vote = |server: &Server, answer: &Value, value: &str| {
+        let vote = json!({ "messageId": answer["id"], "feedbackToken": answer["metadata"]["feedbackToken"], "value": value });
+        let (status, body) = server.send("PUT", "/v1/feedback", &vote);
+        assert_eq!(status, 200, "{body}");
+    };
+    let server = Server::start(&model, &flags);
+    let first = ask(&server);
+    vote(&server, &first, "like");
+    // SIGKILL.
+    drop(server);
+    let server = Server::start(&model, &flags);
+    let other = (0..10).map(|_| ask(&server)).find(|answer| answer["text"] != first["text"]);
+    vote(&server, &other.expect("another answer in ten"), "dislike");
+    drop(server);
+
+    let output = folder.0.join("pairs.jsonl");
+    let done = millrace()
+        .args(["feedback", "export", "--format", "dpo", "--feedback"])
+        .arg(&votes)
+        .arg("--output")
+        .arg(&output)
+        .output()
+        .expect("it runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let rows = std::fs::read_to_string(output).expect("text");
+    let rows: Vec<Value> = rows.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    assert_eq!(rows.len(), 1, "{rows:#?}");
+    let said = |column: &str| rows[0][column][0]["content"].as_str().expect("text").to_owned();
+    assert!(!said("chosen").is_empty() && said("chosen") != said("rejected"), "{rows:#?}");
+    let prompt = rows[0]["prompt"].to_string();
+    assert!(
+        prompt.contains("Is this pan dishwasher safe?") && prompt.contains("wash it by hand"),
+        "{prompt}"
+    );
 }
 
 /// An index that cannot be used ends the command, which says what to do.

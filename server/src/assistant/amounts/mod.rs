@@ -22,7 +22,7 @@ pub(crate) const CURRENCY_SIGNS: &str = "$\\xA2-\\xA5\\u{58F}\\u{60B}\\u{7FE}\\u
      \\u{20A0}-\\u{20CF}\\u{A838}\\u{FDFC}\\u{FE69}\\u{FF04}\\u{FFE0}\\u{FFE1}\\u{FFE5}\\u{FFE6}\
      \\u{11FDD}-\\u{11FE0}\\u{1E2FF}\\u{1ECB0}";
 
-/// Bytes that are looked at for an amount or a phrase; a longer one is none.
+/// Bytes that are looked at for an amount or a phrase; of a longer one the rest is looked at anew.
 const MOST: usize = 256;
 /// Words of a sentence that are remembered.
 const MOST_WORDS: usize = 10;
@@ -219,7 +219,9 @@ impl Amounts {
             let found = match look(&self.past, window, ended && window.len() == rest.len()) {
                 Ok(found) => found,
                 Err(Open) if rest.len() < MOST => break,
-                Err(Open) => Found::Plain(rest.chars().next().map_or(1, char::len_utf8)),
+                // No longer than that: as if the text ended there. Nothing is open at an end.
+                Err(Open) => look(&self.past, window, true)
+                    .unwrap_or(Found::Plain(rest.chars().next().map_or(1, char::len_utf8))),
             };
             match found {
                 Found::Plain(length) => {

@@ -281,6 +281,9 @@ fn speaks(past: &Past) -> Option<Speaks> {
     spoken.then_some(Speaks::Perhaps)
 }
 
+/// Letters of what is a unit for being written onto a number, if it is none of [`UNITS`].
+const LONGEST_UNIT: usize = 4;
+
 /// A number without a currency that is a price by the words before it.
 fn bare_price(past: &Past, mut c: Cursor<'_>) -> Told<Option<usize>> {
     let Some(speaks) = speaks(past) else { return Ok(None) };
@@ -294,7 +297,8 @@ fn bare_price(past: &Past, mut c: Cursor<'_>) -> Told<Option<usize>> {
     if matches!(word.as_str(), "pound" | "pounds" | "pfund") {
         return Ok(Some(ahead.at));
     }
-    let has_unit = attached
+    // `40x`, `3rd` and `16GB` are no prices, nor is a number before a unit; one that runs into a long word is.
+    let has_unit = attached && word.chars().count() <= LONGEST_UNIT
         || UNITS.contains(&word.as_str())
         || matches!(ahead.peek()?, Some('%' | '°' | '"' | '″' | '×')) && word.is_empty();
     let is_price = match speaks {

@@ -25,7 +25,7 @@ use ureq::http::Method;
 use super::index::IndexError;
 use super::index::lexical::query_terms;
 use super::retrieve::rank::{Candidate, RANKED, all_signals, rank};
-use super::retrieve::{DEPTH, Signals};
+use super::retrieve::{DEPTH, MEANING_OF_PASSAGES, MEANING_OF_PRODUCTS, Signals};
 use super::source::{
     Evidence, Filters, Passage, Product, Retrieval, Retrieve, RetrieveError, RetrieveRequest, RetrieveResult,
     Source,
@@ -157,9 +157,15 @@ impl OpenSearchIndex {
         let path = format!("{}/_msearch", server.address.name);
         let answer = server.ask(Method::POST, path, Some((Body::Lines, lines.into_bytes()))).await?;
         let responses = answer["responses"].as_array().ok_or_else(|| server.unavailable("no responses"))?;
-        let lists: Result<Vec<&Vec<Value>>, String> = responses.iter().map(hits).collect();
+        let meaning = match of {
+            Searched::Product => MEANING_OF_PRODUCTS,
+            Searched::Passage => MEANING_OF_PASSAGES,
+        };
+        let weights = has_words.then_some(1.0).into_iter().chain([meaning]);
+        let lists: Result<Vec<(f32, &Vec<Value>)>, String> =
+            weights.zip(responses).map(|(weight, response)| Ok((weight, hits(response)?))).collect();
         let lists = lists.map_err(|why| server.unavailable(why))?;
-        for hit in lists.first().filter(|_| has_words).into_iter().flat_map(|list| list.iter()) {
+        for hit in lists.first().filter(|_| has_words).into_iter().flat_map(|(_, list)| list.iter()) {
             if let (Some(name), Some(score)) = (hit["_id"].as_str(), hit["sort"][0].as_f64()) {
                 found.words.insert(name.to_owned(), score as f32);
             }

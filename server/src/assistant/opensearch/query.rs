@@ -137,11 +137,12 @@ pub(super) fn hits(response: &Value) -> Result<&Vec<Value>, String> {
     response["hits"]["hits"].as_array().ok_or_else(|| "an answer without hits".to_owned())
 }
 
-/// Lists of hits as one: the names of documents with their scores, the best first, equal ones by id.
-pub(super) fn fused(lists: &[&Vec<Value>], limit: usize) -> Result<Vec<(String, f32)>, String> {
+/// Lists of hits, each with what it counts, as one: the names of documents with their scores, the best first, equal ones
+/// by id.
+pub(super) fn fused(lists: &[(f32, &Vec<Value>)], limit: usize) -> Result<Vec<(String, f32)>, String> {
     let mut names: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut ids: Vec<Vec<&str>> = Vec::new();
-    for hits in lists {
+    let mut ids: Vec<(f32, Vec<&str>)> = Vec::new();
+    for (weight, hits) in lists {
         let mut list = Vec::new();
         for hit in *hits {
             let (Some(id), Some(name)) = (hit["sort"][1].as_str(), hit["_id"].as_str()) else {
@@ -150,12 +151,13 @@ pub(super) fn fused(lists: &[&Vec<Value>], limit: usize) -> Result<Vec<(String, 
             names.insert(id, name);
             list.push(id);
         }
-        ids.push(list);
+        ids.push((*weight, list));
     }
     // Numbered in the order of ids, by which ties are broken.
     let numbers: BTreeMap<&str, u32> = names.keys().zip(0..).map(|(id, number)| (*id, number)).collect();
     let names: Vec<&str> = names.values().copied().collect();
-    let ranked = ids.iter().map(|list| list.iter().map(|id| (numbers[id], 0.0)).collect());
-    let fused = fuse(&ranked.collect::<Vec<Vec<(u32, f32)>>>(), limit);
+    let ranked =
+        ids.iter().map(|(weight, list)| (*weight, list.iter().map(|id| (numbers[id], 0.0)).collect()));
+    let fused = fuse(&ranked.collect::<Vec<(f32, Vec<(u32, f32)>)>>(), limit);
     Ok(fused.into_iter().map(|(number, score)| (names[number as usize].to_owned(), score)).collect())
 }

@@ -9,7 +9,7 @@ use super::schema::columns;
 use crate::assistant::index::fields;
 use crate::assistant::index::lexical::{B, K1};
 use crate::assistant::planner::Group;
-use crate::assistant::retrieve::{DEPTH, MOST_PROBED, RRF_K};
+use crate::assistant::retrieve::{DEPTH, MEANING_OF_PASSAGES, MEANING_OF_PRODUCTS, MOST_PROBED, RRF_K};
 use crate::assistant::source::{Filters, Source};
 
 /// What is searched.
@@ -144,13 +144,18 @@ pub(super) fn search(
     });
     let frequency = frequency.collect::<Vec<_>>().join(" + ");
     let (k1, k1_more, rrf) = (real(K1), real(K1 + 1.0), real(RRF_K));
-    let ranked = |list: &str| {
+    let ranked = |list: &str, weight: f32| {
+        let weight = real(weight);
         format!(
-            "SELECT id, 1::real / ({rrf} + (row_number() OVER (ORDER BY score DESC, id))::real) AS share FROM {list}"
+            "SELECT id, {weight} / ({rrf} + (row_number() OVER (ORDER BY score DESC, id))::real) AS share FROM {list}"
         )
     };
+    let share = match of {
+        Searched::Products => MEANING_OF_PRODUCTS,
+        Searched::Passages => MEANING_OF_PASSAGES,
+    };
     let (meaning, both, near) = match vector {
-        None => (String::new(), ranked("words"), "NULL::real, NULL::real".to_owned()),
+        None => (String::new(), ranked("words", 1.0), "NULL::real, NULL::real".to_owned()),
         Some(vector) => {
             let vector = search.bind(vector.to_owned());
             (
@@ -162,7 +167,7 @@ pub(super) fn search(
     ORDER BY score DESC, d.id LIMIT {depth}
 ), "
                 ),
-                format!("{} UNION ALL {}", ranked("words"), ranked("meaning")),
+                format!("{} UNION ALL {}", ranked("words", 1.0), ranked("meaning", share)),
                 format!(
                     "(-(e.embedding <#> {vector}::text::vector))::real, (-(a.embedding <#> {vector}::text::vector))::real"
                 ),

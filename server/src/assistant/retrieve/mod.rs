@@ -1,8 +1,8 @@
 //! [`super::Retrieve`] over an index in this process.
 //!
 //! Two lists are made, of at most `DEPTH` each: by words and by meaning. They are fused by reciprocal ranks (Cormack,
-//! Clarke and Büttcher 2009), which needs no common scale of scores; equal ones go by id, so an answer never changes
-//! without a cause. Of passages, the first of the fused list are then put in the order of `rank`.
+//! Clarke and Büttcher 2009), which needs no common scale of scores; of products, meaning counts half. Equal ones go by
+//! id, so an answer never changes without a cause. Of passages, the first of the fused list are then put in the order of `rank`.
 
 mod lists;
 pub(crate) mod rank;
@@ -24,7 +24,7 @@ use super::source::{
 use crate::embed::Embed;
 #[cfg(feature = "postgres")]
 pub(crate) use lists::RRF_K;
-pub(crate) use lists::fuse;
+pub(crate) use lists::{MEANING_OF_PASSAGES, MEANING_OF_PRODUCTS, fuse};
 use lists::{Table, top};
 use rank::{Candidate, RANKED, all_signals};
 pub use signals::{NAMES as SIGNALS, Signals};
@@ -238,7 +238,7 @@ impl Inner {
         let scores = self.passage_words.scores(&request.query);
         let found = fused(
             &scores,
-            vector.as_deref().map(|vector| (vector, &self.passage_vectors)),
+            vector.as_deref().map(|vector| (MEANING_OF_PASSAGES, vector, &self.passage_vectors)),
             allowed.as_deref(),
             request.limit.max(RANKED),
         );
@@ -255,10 +255,10 @@ impl Inner {
     }
 }
 
-/// The lists by words and by meaning, fused.
+/// The lists by words and by meaning, of which the latter counts so much, fused.
 fn fused(
     scores: &[f32],
-    meaning: Option<(&[f32], &Table)>,
+    meaning: Option<(f32, &[f32], &Table)>,
     allowed: Option<&[u32]>,
     limit: usize,
 ) -> Vec<(u32, f32)> {
@@ -268,8 +268,8 @@ fn fused(
         Some(allowed) => top(allowed.iter().copied(), found, depth),
         None => top(0..scores.len() as u32, found, depth),
     };
-    let mut lists = vec![by_words];
-    lists.extend(meaning.map(|(vector, table)| table.nearest(vector, allowed, depth)));
+    let mut lists = vec![(1.0, by_words)];
+    lists.extend(meaning.map(|(weight, vector, table)| (weight, table.nearest(vector, allowed, depth))));
     fuse(&lists, limit)
 }
 
@@ -317,7 +317,8 @@ impl Retrieve for EmbeddedIndex {
             } else {
                 let vector = inner.embed(&request.query)?;
                 let scores = inner.product_words.scores(&request.query);
-                let meaning = vector.as_deref().map(|vector| (vector, &inner.product_vectors));
+                let meaning =
+                    vector.as_deref().map(|vector| (MEANING_OF_PRODUCTS, vector, &inner.product_vectors));
                 fused(&scores, meaning, allowed, request.limit)
             };
             Ok(found
