@@ -100,6 +100,7 @@ const TAKEN_OUT: &[&str] = &[
     "It costs [1] {20} [2].",
     "Its retail price is {1,299}",
     "It only costs {5} more",
+    "It costs {20}including tax.",
     "Er kostet {20}.",
     "Die Pfanne kostet etwa {20}.",
     "Der Preis liegt bei {20}.",
